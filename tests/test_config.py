@@ -19,7 +19,10 @@ YAML = Path(__file__).parents[1] / "verl_rlkd" / "config" / "rlkd_trainer.yaml"
     ("node", "message"),
     [
         ({"matcer": {}}, "rlkd.matcer is not a setting; did you mean rlkd.matcher?"),
-        ({"matcher": {"treshold": 0.3}}, "rlkd.matcher.treshold is not a setting; did you mean rlkd.matcher.threshold?"),
+        (
+            {"matcher": {"treshold": 0.3}},
+            "rlkd.matcher.treshold is not a setting; did you mean rlkd.matcher.threshold?",
+        ),
         ({"matcher": {"threshold": 1.3}}, "rlkd.matcher.threshold is 1.3; give a value in [0, 1]"),
         ({"matcher": {"threshold": -0.1}}, "rlkd.matcher.threshold is -0.1; give a value in [0, 1]"),
         ({"matcher": {"kind": "exakt"}}, "rlkd.matcher.kind is 'exakt'; did you mean 'exact'?"),
@@ -35,7 +38,10 @@ YAML = Path(__file__).parents[1] / "verl_rlkd" / "config" / "rlkd_trainer.yaml"
         ),
         ({"generator": {"max_tokens": "5"}}, "rlkd.generator.max_tokens is '5'; give a int"),
         ({"generator": {"timeout_s": 0}}, "rlkd.generator.timeout_s is 0.0; give a value > 0"),
-        ({"generator": {"max_tokens": 4096, "context_tokens": 4096}}, "rlkd.generator.context_tokens is 4096, not above"),
+        (
+            {"generator": {"max_tokens": 4096, "context_tokens": 4096}},
+            "rlkd.generator.context_tokens is 4096, not above",
+        ),
         ({"retry": {"max_attempts": 0}}, "rlkd.retry.max_attempts is 0; give a value >= 1"),
         ({"zebra": 1}, "rlkd.zebra is not a setting; known keys: teacher_store, weights"),
     ],

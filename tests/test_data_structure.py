@@ -1,0 +1,333 @@
+"""``verl-rlkd data structure``, through its command line: what is refused, what is resumed, what is reported."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from stub_server import Payload, StubServer, default_answer, text_of
+from typer.testing import CliRunner
+
+from verl_rlkd.cli import app, main
+from verl_rlkd.config import GeneratorConfig, RetryConfig
+from verl_rlkd.data import structure as structure_module
+from verl_rlkd.data.structure import StructureSummary, structure_traces
+from verl_rlkd.data.traces import read_traces
+from verl_rlkd.errors import ConfigError, DataError, GeneratorError
+from verl_rlkd.gsrm.store import TeacherStore, prompt_key
+
+Row = dict[str, Any]
+
+
+def row(n: int, **changes: Any) -> Row:
+    problem = f"What is {n} + {n}?"
+    prompt = [{"role": "user", "content": problem}]
+    return {
+        "prompt": prompt,
+        "problem": problem,
+        "trace": f"<think>\nso {n}\n</think>\n{2 * n}",
+        "domain": "math",
+    } | changes
+
+
+def without(key: str) -> Row:
+    return {name: value for name, value in row(2).items() if name != key}
+
+
+def write_jsonl(path: Path, rows: list[Row]) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+def run(server: StubServer, traces: Path, out: Path, **settings: Any) -> StructureSummary:
+    return structure_traces(
+        traces,
+        out,
+        generator=GeneratorConfig(base_url=server.base_url, model="gsrm", **settings),
+        retry=RetryConfig(max_attempts=2, max_wait_s=0.01),
+        concurrency=4,
+    )
+
+
+def key(n: int) -> str:
+    return prompt_key(row(n)["prompt"])
+
+
+def command(server: StubServer, traces: Path, out: Path) -> list[str]:
+    settings = ["--base-url", server.base_url, "--model", "gsrm", "--concurrency", "2"]
+    return ["data", "structure", "--traces", str(traces), "--out", str(out), *settings]
+
+
+def test_every_trace_gets_its_structure(tmp_path: Path) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(n) for n in range(20)])
+    with StubServer(latency_s=0.02) as server:
+        summary = run(server, traces, tmp_path / "s.sqlite")
+        assert server.most_in_flight == 4
+        assert any("so 7\n" in text_of(payload) for payload in server.requests)
+        assert not any("<think>" in text_of(payload) for payload in server.requests)
+    assert summary == StructureSummary(rows=20, skipped=0, written=20, path_truncated=0, cut=0, left_out=())
+    store = TeacherStore(tmp_path / "s.sqlite")
+    assert len(store) == 20
+    record = store.record(key(7))
+    assert record is not None
+    assert [step.answer for step in record.structure.steps] == ["Two numbers", "4"]
+    assert store.meta == {"model": "gsrm", "prompt version of math": record.prompt_version}
+
+
+def test_parquet_is_read_like_jsonl(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(300)] + [row(300, domain=None)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    from_parquet = list(read_traces(tmp_path / "t.parquet", default_domain="math"))
+    assert from_parquet == list(read_traces(tmp_path / "t.jsonl", default_domain="math"))
+    assert len(from_parquet) == 301
+
+
+def test_domain_defaults_and_line_separators_inside_texts_are_harmless(tmp_path: Path) -> None:
+    rows = [row(1, domain=None), {**without("domain"), "problem": "a\u2028b\u0085c\x0cd"}]
+    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    (tmp_path / "t.jsonl").write_text(text + "\n  \n", encoding="utf-8")
+    first, second = read_traces(tmp_path / "t.jsonl", default_domain="puzzle")
+    assert (first.domain, second.domain, second.problem) == ("puzzle", "puzzle", "a\u2028b\u0085c\x0cd")
+
+
+@pytest.mark.parametrize(
+    ("trace", "reasoning"),
+    [
+        ("<think>\na\n</think>\n4", "a"),
+        ("a\n</think>\n4", "a"),
+        ("a </think> b </think> 4", "a"),
+    ],
+)
+def test_reasoning_is_what_precedes_the_first_end_tag(tmp_path: Path, trace: str, reasoning: str) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(1, trace=trace)])
+    (found,) = read_traces(traces, default_domain="math")
+    assert found.reasoning == reasoning
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        pytest.param(b"{", "row 2: not JSON", id="not JSON"),
+        pytest.param(b'{"problem": "\xff"}', "row 2: not UTF-8", id="not UTF-8"),
+        pytest.param(b"[1]", "row 2: a list; write one JSON object per line", id="not an object"),
+        pytest.param(without("prompt"), "row 2: prompt: missing; the row has problem, trace, domain", id="no prompt"),
+        pytest.param(without("problem"), "row 2: problem: missing", id="no problem"),
+        pytest.param(without("trace"), "row 2: trace: missing", id="no trace"),
+        pytest.param({}, "row 2: prompt: missing; the row has nothing", id="empty row"),
+        pytest.param(row(2, trace=""), "row 2: trace: empty; give a text or leave the row out", id="empty trace"),
+        pytest.param(row(2, trace=None), "row 2: trace: null; give a text", id="null trace"),
+        pytest.param(row(2, problem=7), "row 2: problem: a int; give a text", id="problem is a number"),
+        pytest.param(row(2, problem="\ud800"), "row 2: problem: half of a surrogate pair", id="surrogate"),
+        pytest.param(row(2, trace="a, so 4"), "row 2: trace: no </think>: the trace was cut; leave", id="no end tag"),
+        pytest.param(row(2, trace="<think>\n</think>4"), "row 2: trace: nothing before </think>", id="no reasoning"),
+        pytest.param(row(2, domain="maths"), "row 2: domain: .*did you mean 'math'\\?", id="unknown domain"),
+        pytest.param(row(2, domain=3), "row 2: domain: a int", id="domain is a number"),
+        pytest.param(row(2, prompt="2?"), "row 2: prompt: a str; give chat messages", id="prompt is a text"),
+        pytest.param(row(2, prompt=[]), "row 2: prompt: empty; give chat messages", id="empty prompt"),
+        pytest.param(
+            row(2, prompt=[{"role": "user"}]), "row 2: prompt: a message without role or content", id="content"
+        ),
+        pytest.param(
+            row(1, trace="b</think>"), "row 2: prompt: the same as in row 1, with another trace", id="two traces"
+        ),
+    ],
+)
+def test_a_bad_row_is_named_before_anything_is_asked(tmp_path: Path, bad: Row | bytes, message: str) -> None:
+    lines = [json.dumps(row(1)).encode(), bad if isinstance(bad, bytes) else json.dumps(bad).encode()]
+    traces = tmp_path / "t.jsonl"
+    traces.write_bytes(b"\n".join(lines) + b"\n")
+    with StubServer() as server:
+        with pytest.raises(DataError, match=message) as raised:
+            run(server, traces, tmp_path / "s.sqlite")
+        assert server.requests == []
+    assert str(raised.value).startswith(f"{traces}: row 2: ")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "s.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.jsonl", None, "no such file"),
+        ("t.csv", b"x", r"ends in \.csv; give a \.jsonl or \.parquet file"),
+        ("t", b"x", "ends in no suffix"),
+        ("t.jsonl", b"", "has no rows"),
+        ("t.parquet", b"x", "cannot be read as parquet"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_traces(tmp_path / name, default_domain="math"))
+
+
+def test_the_same_row_twice_is_structured_once(tmp_path: Path) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(1), row(1), row(2)])
+    with StubServer() as server:
+        assert run(server, traces, tmp_path / "s.sqlite").rows == 2
+        assert len(server.requests) == 2
+
+
+def test_rows_in_the_store_are_skipped_unless_their_trace_changed(tmp_path: Path) -> None:
+    out = tmp_path / "s.sqlite"
+    with StubServer() as server:
+        run(server, write_jsonl(tmp_path / "t.jsonl", [row(1), row(2)]), out)
+        rows = [row(1), row(2, trace="another</think>4"), row(3)]
+        summary = run(server, write_jsonl(tmp_path / "t.jsonl", rows), out)
+        assert (summary.rows, summary.skipped, summary.written) == (3, 1, 2)
+        assert len(server.requests) == 4
+    assert len(TeacherStore(out)) == 3
+
+
+def test_a_store_of_another_prompt_is_refused(tmp_path: Path) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(1)])
+    (tmp_path / "math.txt").write_text("{{problem}} {{reasoning}}", encoding="utf-8")
+    with StubServer() as server:
+        run(server, traces, tmp_path / "s.sqlite")
+        with pytest.raises(DataError, match=r"made with prompt version of math .* a store never mixes the two"):
+            run(server, traces, tmp_path / "s.sqlite", prompt_dir=str(tmp_path))
+        assert len(server.requests) == 1
+
+
+def test_rows_without_a_structure_are_reported_by_reason_and_left_out(tmp_path: Path) -> None:
+    marks = {2: "FAIL_GENERATOR", 4: "NO_STRUCTURE_GENERATOR", 5: "FAIL_GENERATOR", 6: "CUT_GENERATOR"}
+    rows = [row(n, trace=f"so {marks.get(n, n)}</think>4") for n in range(1, 8)]
+    traces = write_jsonl(tmp_path / "t.jsonl", rows)
+    out = tmp_path / "s.sqlite"
+    with StubServer() as server:
+        summary = run(server, traces, out)
+        assert (summary.written, summary.cut) == (4, 1)
+        reasons = {left.reason: (left.count, left.first_row) for left in summary.left_out}
+        assert reasons == {"no answer arrived": (2, 2), "the answer held no complete step": (1, 4)}
+        server.answer = lambda payload: default_answer({**payload, "messages": []})
+        assert run(server, traces, out).written == 3
+    assert len(TeacherStore(out)) == 7
+
+
+def test_a_server_that_went_away_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(structure_module, "MAX_FAILURES_IN_A_ROW", 8)
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(n) for n in range(200)])
+    left = [50]
+
+    def answer(payload: Payload) -> Any:
+        left[0] -= 1
+        return default_answer(payload) if left[0] >= 0 else 503
+
+    with StubServer(answer) as server:
+        with pytest.raises(
+            GeneratorError, match=r"stopped after 8 failures in a row, 50 structures written; .*HTTP 503"
+        ):
+            run(server, traces, tmp_path / "s.sqlite")
+        assert len(server.requests) < 100
+    assert len(TeacherStore(tmp_path / "s.sqlite")) == 50
+
+
+def test_failures_between_answers_do_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(structure_module, "MAX_FAILURES_IN_A_ROW", 8)
+    rows = [row(n, trace=f"so {'FAIL_GENERATOR' if n % 2 else n}</think>4") for n in range(40)]
+    with StubServer() as server:
+        summary = run(server, write_jsonl(tmp_path / "t.jsonl", rows), tmp_path / "s.sqlite")
+    assert (summary.written, summary.left_out[0].count) == (20, 20)
+
+
+def test_settings_that_are_missing_or_wrong_are_named(tmp_path: Path) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(1)])
+    with pytest.raises(ConfigError, match="give --base-url and --model"):
+        structure_traces(traces, tmp_path / "s", generator=GeneratorConfig(), retry=RetryConfig(), concurrency=1)
+    with pytest.raises(ConfigError, match="concurrency is 0"):
+        generator = GeneratorConfig(base_url="http://x/v1", model="m")
+        structure_traces(traces, tmp_path / "s", generator=generator, retry=RetryConfig(), concurrency=0)
+
+
+# The command line.
+
+
+def test_the_command_exits_0_when_every_row_has_a_structure_and_1_when_not(tmp_path: Path) -> None:
+    good = write_jsonl(tmp_path / "good.jsonl", [row(n) for n in range(3)])
+    bad = write_jsonl(tmp_path / "bad.jsonl", [row(9, trace="NO_STRUCTURE_GENERATOR</think>")])
+    with StubServer() as server:
+        done = CliRunner().invoke(app, command(server, good, tmp_path / "s.sqlite"))
+        assert (done.exit_code, done.exception) == (0, None)
+        assert "3 rows, 0 were there, 3 written" in done.output
+        done = CliRunner().invoke(app, command(server, bad, tmp_path / "s.sqlite"))
+        assert done.exit_code == 1
+        assert "left out: 1 rows, the answer held no complete step; first row 1" in done.output
+
+
+@pytest.mark.parametrize(
+    ("extra", "error"),
+    [
+        ([], "error: {traces}: row 1: prompt: missing; the row has nope\n"),
+        (["--max-tokens", "0"], "error: max_tokens is 0; give a value >= 1\n"),
+        (["--context-tokens", "10"], "error: context_tokens is 10, not above max_tokens 10240"),
+        (["--tokenizer", "/nowhere"], "error: --tokenizer /nowhere is not a folder"),
+        (["--tokenizer", "{folder}"], "error: --tokenizer {folder} holds no tokenizer"),
+        (["--prompt-dir", "/nowhere"], "error: {traces}: row 1: prompt: missing"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    extra: list[str],
+    error: str,
+) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [{"nope": 1}])
+    names = {"folder": str(tmp_path), "traces": str(traces)}
+    with StubServer() as server:
+        arguments = command(server, traces, tmp_path / "s.sqlite") + [text.format(**names) for text in extra]
+        monkeypatch.setattr(sys, "argv", ["verl-rlkd", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+    assert exit_.value.code == 2
+    stderr = capfd.readouterr().err
+    assert stderr.startswith(error.format(**names))
+    assert stderr.count("\n") == 1
+
+
+def test_a_server_that_is_not_there_is_bad_input(tmp_path: Path) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(1)])
+    arguments = ["data", "structure", "--traces", str(traces), "--out", str(tmp_path / "s"), "--model", "m"]
+    done = subprocess.run(
+        [sys.executable, "-m", "verl_rlkd.cli", *arguments, "--base-url", "http://127.0.0.1:9/v1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "error: --base-url: nothing answers at http://127.0.0.1:9/v1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(40)]
+    traces = write_jsonl(tmp_path / "t.jsonl", rows)
+    out = tmp_path / "s.sqlite"
+    with StubServer(latency_s=0.1) as server:
+        arguments = [sys.executable, "-m", "verl_rlkd.cli", *command(server, traces, out)]
+        first = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        server.wait_for(lambda s: len(s.requests) >= 15)
+        second = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert (second.returncode, "another process is writing it" in second.stderr) == (2, True)
+        first.send_signal(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL
+        asked, stored = len(server.requests), len(TeacherStore(out))
+        assert 0 < stored < 40
+        assert asked - stored <= 2  # in flight: --concurrency 2
+        server.latency_s = 0
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert f"40 rows, {stored} were there, {40 - stored} written" in done.stdout
+        assert len(server.requests) == asked + 40 - stored
+    store = TeacherStore(out)
+    assert len(store) == 40
+    assert all(store.get(key(n)) for n in range(40))

@@ -1,0 +1,156 @@
+"""The judge, over HTTP, and equality of text."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from stub_server import Answer, Payload, StubServer, completion, text_of, verdict
+
+from verl_rlkd.config import MatcherConfig, RetryConfig
+from verl_rlkd.errors import MatcherError
+from verl_rlkd.gsrm.client import ChatClient
+from verl_rlkd.gsrm.matchers import ExactMatcher, JudgeMatcher
+from verl_rlkd.gsrm.prompting import fill, judge_prompt
+from verl_rlkd.types import Step, StepVerdict, Structure
+
+TEACHER = Structure((Step("Factor the number", "What are its factors?", "2 and 3"), Step("Check", "Right?", "Yes")))
+STUDENT = Structure((Step("Split it into primes", "Which primes?", "3, 2"), Step("Verify", "Correct?", "It is")))
+
+
+def judge(
+    server: StubServer,
+    student: Structure = STUDENT,
+    teacher: Structure = TEACHER,
+    *,
+    config: MatcherConfig | None = None,
+) -> tuple[StepVerdict, ...]:
+    async def run() -> tuple[StepVerdict, ...]:
+        retry = RetryConfig(max_attempts=2, max_wait_s=0.01)
+        client = ChatClient(server.base_url, timeout_s=10, retry=retry, failure=MatcherError)
+        try:
+            return await JudgeMatcher(config or MatcherConfig(), client, model="judge").match(student, teacher)
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+def one_step(text: str) -> Structure:
+    return Structure((Step(text, None, None),))
+
+
+def test_a_judge_is_asked_for_one_unconstrained_token_about_each_part() -> None:
+    with StubServer() as server:
+        assert judge(server) == (StepVerdict(True, True, True),) * 2
+    assert len(server.requests) == 6
+    first = server.requests[0]
+    fields = {"teacher": "Factor the number", "student": "Split it into primes"}
+    assert text_of(first) == fill(judge_prompt("meta_reasoning"), fields)
+    assert {key: first[key] for key in first if key != "messages"} == {
+        "model": "judge",
+        "max_tokens": 1,
+        "temperature": 0,
+        "seed": 0,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
+
+
+def test_a_meta_reasoning_mismatch_ends_the_questions() -> None:
+    with StubServer(lambda payload: verdict({"No": 0.8, "Yes": 0.2})) as server:
+        assert judge(server) == (StepVerdict(False),)
+        assert len(server.requests) == 1
+
+
+def test_sub_problem_and_answer_may_fail_on_their_own() -> None:
+    def answer(payload: Payload) -> Answer:
+        return verdict({"no": 0.9} if "Which primes?" in text_of(payload) else {"yes": 0.9})
+
+    with StubServer(answer) as server:
+        assert judge(server) == (StepVerdict(True, False, True), StepVerdict(True, True, True))
+
+
+def test_identical_texts_are_not_asked_about() -> None:
+    with StubServer() as server:
+        assert judge(server, TEACHER, TEACHER) == (StepVerdict(True, True, True),) * 2
+        assert judge(server, one_step("**factor the  number.**"), one_step("Factor the number")) == (StepVerdict(True),)
+        assert server.requests == []
+
+
+def test_placeholders_in_a_students_text_stay_text() -> None:
+    with StubServer() as server:
+        judge(server, one_step("{{teacher}}"), one_step("the plan"))
+        assert "Second: {{teacher}}" in text_of(server.requests[0])
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.0, True), (0.5, True), (0.51, False), (1.0, False)])
+def test_a_match_is_a_share_of_yes_at_or_above_the_threshold(threshold: float, expected: bool) -> None:
+    with StubServer(lambda payload: verdict({"Yes": 0.25, "No": 0.25, "The": 0.5})) as server:
+        found = judge(server, one_step("a"), one_step("b"), config=MatcherConfig(threshold=threshold))
+    assert found == (StepVerdict(expected),)
+
+
+@pytest.mark.parametrize("min_mass", [0.1, 0.0])
+def test_neither_yes_nor_no_is_an_unreadable_verdict(min_mass: float) -> None:
+    with StubServer() as server:
+        with pytest.raises(MatcherError, match=r"unreadable verdict of judge: yes and no have 0 of .*'Maybe' \(0\.6\)"):
+            judge(server, one_step("UNREADABLE_JUDGE"), one_step("b"), config=MatcherConfig(min_mass=min_mass))
+        assert len(server.requests) == 1
+
+
+def test_too_little_mass_is_an_unreadable_verdict_even_where_yes_leads_no() -> None:
+    answer = verdict({"<think>": 0.91, "yes": 0.08, "no": 0.01})
+    with StubServer(lambda payload: answer) as server:
+        with pytest.raises(MatcherError, match=r"have 0\.09 of .*min_mass 0\.1; its first choice is '<think>'"):
+            judge(server, one_step("a"), one_step("b"))
+        assert judge(server, one_step("a"), one_step("b"), config=MatcherConfig(min_mass=0.09)) == (StepVerdict(True),)
+
+
+@pytest.mark.parametrize(
+    "logprobs", [None, {}, {"content": None}, {"content": []}, {"content": [{"top_logprobs": []}]}]
+)
+def test_a_server_without_log_probabilities_is_named(logprobs: object) -> None:
+    answer = completion("yes")
+    answer["choices"][0]["logprobs"] = logprobs
+    with (
+        StubServer(lambda payload: answer) as server,
+        pytest.raises(MatcherError, match="sent no log-probabilities; use"),
+    ):
+        judge(server, one_step("a"), one_step("b"))
+
+
+def test_a_verdict_that_does_not_arrive_is_a_matcher_error() -> None:
+    with StubServer() as server:
+        with pytest.raises(MatcherError, match="after 2 attempts: HTTP 500"):
+            judge(server, one_step("FAIL_JUDGE"), one_step("b"))
+        assert len(server.requests) == 2
+
+
+def test_exact_matcher_compares_text_and_answers_by_mathematics() -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def math_equal(student: str, teacher: str) -> bool | None:
+        asked.append((student, teacher))
+        return {"1/2": True, "nonsense": None}.get(student, False)
+
+    def exact(answer: str, meta: str = "Factor the number") -> tuple[StepVerdict, ...]:
+        teacher = Structure((Step("Factor the number", "How much?", "0.5"),))
+        student = Structure((Step(meta, "how much", answer),))
+        return asyncio.run(ExactMatcher(math_equal).match(student, teacher))
+
+    assert exact("$0.5$") == (StepVerdict(True, True, True),)
+    assert asked == []
+    assert exact("1/2") == (StepVerdict(True, True, True),)
+    assert exact("1/3") == (StepVerdict(True, True, False),)
+    assert exact("nonsense") == (StepVerdict(True, True, False),)
+    assert asked == [("1/2", "0.5"), ("1/3", "0.5"), ("nonsense", "0.5")]
+    assert exact("1/2", meta="Guess") == (StepVerdict(False),)
+    assert len(asked) == 3
+
+
+def test_exact_matcher_needs_no_mathematics() -> None:
+    teacher = Structure((Step("a", "b", "0.5"),))
+    assert asyncio.run(ExactMatcher().match(Structure((Step("a", "b", "1/2"),)), teacher)) == (
+        StepVerdict(True, True, False),
+    )

@@ -1,0 +1,213 @@
+"""Calls to an OpenAI-compatible server, with the one retry layer of the reward path.
+
+aiohttp instead of the openai client: 0.14 against 2.8 ms of CPU per call (measured), and a response needs dozens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from verl_rlkd.config import RetryConfig
+from verl_rlkd.errors import ConfigError, ServiceError
+
+MAX_CONNECTIONS = 1024
+"""Connections of one client; one more request waits, and its wait counts towards ``timeout_s``."""
+PING_TIMEOUT_S = 10.0
+_EXCERPT_CHARS = 200
+_NO_ADDRESS = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)
+
+
+class _TransientError(Exception):
+    """An attempt failed in a way that another attempt may mend."""
+
+
+class _RefusedError(Exception):
+    """The server will not answer this request, however often it is sent."""
+
+
+class ChatClient:
+    """Sends chat completions; one HTTP session per event loop, opened by the first call."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key_env: str | None = None,
+        timeout_s: float,
+        retry: RetryConfig,
+        failure: type[ServiceError],
+    ) -> None:
+        """Remember where and how to call.
+
+        Args:
+            base_url: Address up to and including "/v1".
+            api_key_env: Environment variable that holds the API key; None = no key is sent.
+            timeout_s: Limit of one attempt, seconds.
+            retry: Attempts and pauses. Its deadline is the caller's business (``asyncio.timeout``).
+            failure: What a call that never succeeds raises.
+
+        Raises:
+            ConfigError: ``api_key_env`` names a variable that is not set.
+        """
+        self._url = base_url.rstrip("/") + "/chat/completions"
+        self._key = _api_key(api_key_env)
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._retry = retry
+        self._failure = failure
+        self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+
+    async def chat(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """The server's answer to a chat completion request.
+
+        Args:
+            payload: The request's JSON body.
+
+        Returns:
+            The response's JSON: a dictionary with at least one choice that has a message.
+
+        Raises:
+            ServiceError: Of the class given as ``failure``: the answer did not arrive. One line with address, model,
+                attempts and the last cause.
+        """
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self._retry.max_attempts),
+            wait=wait_random_exponential(multiplier=1, max=self._retry.max_wait_s),
+            retry=retry_if_exception_type(_TransientError),
+            reraise=True,
+        )
+        try:
+            result: dict[str, Any] = await retrying(self._attempt, payload)
+        except (_TransientError, _RefusedError) as error:
+            attempts = retrying.statistics["attempt_number"]
+            times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+            cause = _one_line(str(error), self._key)
+            # "from None": the causes of aiohttp may hold the request's headers, and with them the key.
+            raise self._failure(
+                f"{_shown(self._url)}, model {payload.get('model')}: no answer after {times}: {cause}"
+            ) from None
+        return result
+
+    async def close(self) -> None:
+        """Close this event loop's session; a later call opens a new one."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.close()
+
+    async def _attempt(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            # Redirects are not followed: they turn a POST into a GET.
+            async with self._session().post(self._url, json=payload, allow_redirects=False) as response:
+                status, body = response.status, await response.read()
+        except _NO_ADDRESS:
+            raise _RefusedError("this is not an address; give one like http://host:8000/v1") from None
+        except TimeoutError:
+            raise _TransientError(f"no answer within {self._timeout.total:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _TransientError(f"{type(error).__name__}: {error}") from None
+        if status != 200:
+            cause = f"HTTP {status}: {body.decode('utf-8', 'replace')}"
+            raise _TransientError(cause) if status == 429 or status >= 500 else _RefusedError(cause)
+        return _checked(body)
+
+    def _session(self) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        if loop not in self._sessions:
+            # A session dies with its loop; callers such as tests and notebooks use one loop after the other.
+            self._sessions = {known: session for known, session in self._sessions.items() if not known.is_closed()}
+            self._sessions[loop] = aiohttp.ClientSession(
+                headers=_headers(self._key),
+                timeout=self._timeout,
+                connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
+            )
+        return self._sessions[loop]
+
+
+async def ping(base_url: str, *, setting: str, api_key_env: str | None = None) -> tuple[str, ...]:
+    """Check that an OpenAI-compatible server answers, without using a model.
+
+    Args:
+        base_url: Address up to and including "/v1".
+        setting: Full name of the setting that holds the address, for messages, e.g. "rlkd.generator.base_url".
+        api_key_env: Environment variable that holds the API key.
+
+    Returns:
+        The names of the models it serves.
+
+    Raises:
+        ConfigError: It does not answer, or not as such a server does; one line with the cure.
+    """
+    key = _api_key(api_key_env)
+    url = base_url.rstrip("/") + "/models"
+    timeout = aiohttp.ClientTimeout(total=PING_TIMEOUT_S)
+    try:
+        async with aiohttp.ClientSession(headers=_headers(key), timeout=timeout) as session, session.get(url) as answer:
+            status, body = answer.status, await answer.read()
+    except _NO_ADDRESS:
+        raise ConfigError(f"{setting} is {_shown(base_url)!r}; give an address like http://host:8000/v1") from None
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        cause = _one_line(str(error) or f"no answer within {PING_TIMEOUT_S:g} s", key)
+        raise ConfigError(
+            f"{setting}: nothing answers at {_shown(base_url)} ({cause}); start the server or correct the address"
+        ) from None
+    if status in (401, 403):
+        raise ConfigError(
+            f"{setting}: {_shown(base_url)} refuses the key (HTTP {status}); give the environment variable that holds "
+            "the right key as api_key_env"
+        )
+    try:
+        return tuple(str(model["id"]) for model in json.loads(body)["data"])
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(
+            f"{setting}: {_shown(url)} answers HTTP {status} and no list of models; "
+            "give the address of an OpenAI-compatible server, which usually ends in /v1"
+        ) from None
+
+
+def _checked(body: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(body)
+        choice = answer["choices"][0]
+        message, reason = choice["message"], choice.get("finish_reason")
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise _TransientError(f"the answer is no chat completion: {body.decode('utf-8', 'replace')}") from None
+    if not isinstance(message, dict):
+        raise _TransientError("the answer has no message")
+    if reason == "abort":
+        # vLLM answers 200 with what it has when the engine drops a request, for example to go to sleep.
+        raise _TransientError("the server aborted the request")
+    checked: dict[str, Any] = answer
+    return checked
+
+
+def _api_key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigError(f"api_key_env names the environment variable {variable}, which is not set; export it")
+    return key
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _shown(url: str) -> str:
+    """The address without the user and password it may hold."""
+    return re.sub("//[^/]*@", "//", url)
+
+
+def _one_line(text: str, key: str | None) -> str:
+    """``text`` on one line, shortened; a server may quote the key it refuses."""
+    if key:
+        text = text.replace(key, "***")
+    line = " ".join(text.split())
+    return line if len(line) <= _EXCERPT_CHARS else line[:_EXCERPT_CHARS] + "..."

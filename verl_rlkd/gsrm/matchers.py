@@ -1,0 +1,101 @@
+"""The two matchers: a model asked for one word, and equality of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from verl_rlkd.config import MatcherConfig
+from verl_rlkd.errors import MatcherError
+from verl_rlkd.gsrm.client import ChatClient
+from verl_rlkd.gsrm.prompting import fill, judge_prompt
+from verl_rlkd.matching import Field, match_steps, same_text, yes_share
+from verl_rlkd.types import StepVerdict, Structure
+
+TOP_LOGPROBS = 20
+"""Candidates of the first token that are asked for; the most that OpenAI and vLLM (by default) give."""
+
+
+class ExactMatcher:
+    """Compares normalised text, and answers by mathematics as well. Needs no model."""
+
+    def __init__(self, math_equal: Callable[[str, str], Awaitable[bool | None]] | None = None) -> None:
+        """Say how answers are compared.
+
+        Args:
+            math_equal: Whether two answers are mathematically equal; None = cannot say. Without it only text counts.
+        """
+        self._math_equal = math_equal
+
+    async def match(self, student: Structure, teacher: Structure) -> tuple[StepVerdict, ...]:
+        """See ``Matcher.match``; raises nothing of its own."""
+        return await match_steps(student, teacher, self._same)
+
+    async def _same(self, field: Field, student: str, teacher: str) -> bool:
+        if same_text(student, teacher):
+            return True
+        if field != "answer" or self._math_equal is None:
+            return False
+        return await self._math_equal(student, teacher) is True
+
+
+class JudgeMatcher:
+    """Asks a model for one word and reads how likely it was to say yes."""
+
+    def __init__(self, config: MatcherConfig, client: ChatClient, *, model: str) -> None:
+        """Say which model judges.
+
+        Args:
+            config: Threshold and floor.
+            client: Its server; raises MatcherError.
+            model: Its name in requests.
+        """
+        self._config = config
+        self._client = client
+        self._model = model
+
+    async def match(self, student: Structure, teacher: Structure) -> tuple[StepVerdict, ...]:
+        """See ``Matcher.match``."""
+        return await match_steps(student, teacher, self._same)
+
+    async def _same(self, field: Field, student: str, teacher: str) -> bool:
+        if same_text(student, teacher):
+            return True
+        prompt = fill(judge_prompt(field), {"teacher": teacher, "student": student})
+        answer = await self._client.chat(
+            {
+                "model": self._model,
+                "messages": [{"role": "user", "content": prompt}],
+                # Unconstrained: a constrained choice of yes or no would hide an unsure or broken judge.
+                "max_tokens": 1,
+                "temperature": 0,
+                "seed": 0,
+                "logprobs": True,
+                "top_logprobs": TOP_LOGPROBS,
+            }
+        )
+        candidates = self._first_token(answer)
+        share, mass = yes_share(candidates)
+        if mass == 0 or mass < self._config.min_mass:
+            top, logprob = max(candidates.items(), key=lambda item: item[1])
+            raise MatcherError(
+                f"unreadable verdict of {self._model}: yes and no have {mass:.3g} of the first token's probability, "
+                f"below rlkd.matcher.min_mass {self._config.min_mass:g}; its first choice is {top!r} "
+                f"({math.exp(min(logprob, 0.0)):.3g}); use a judge that answers at once, without thinking"
+            )
+        return share >= self._config.threshold
+
+    def _first_token(self, answer: Mapping[str, Any]) -> dict[str, float]:
+        """Log-probabilities of the first token's candidates; never empty."""
+        try:
+            candidates = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            read = {str(candidate["token"]): float(candidate["logprob"]) for candidate in candidates}
+        except (LookupError, TypeError, ValueError):
+            read = {}
+        if not read:
+            raise MatcherError(
+                f"the judge {self._model} sent no log-probabilities; use a server that supports logprobs and "
+                f"top_logprobs={TOP_LOGPROBS} in chat completions (vLLM does), or rlkd.matcher.kind=exact"
+            )
+        return read

@@ -1,0 +1,101 @@
+"""The texts sent to models: files in ``prompts/``, filled in by ``fill``.
+
+    prompts/<domain>.txt      generator: {{problem}}, {{reasoning}}
+    prompts/judge_<field>.txt judge: {{teacher}}, {{student}}
+
+A judge's prompt has the teacher's text before the student's, so that the responses of a group share its beginning
+(prefix caching), and ends in a question that one word answers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from verl_rlkd.errors import ConfigError
+from verl_rlkd.matching import Field
+
+PACKAGED = Path(__file__).parent / "prompts"
+_JUDGE = "judge_"
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """``template`` with each ``{{name}}`` replaced by ``values[name]``.
+
+    One pass: what is put in is never searched, so a problem that itself says "{{reasoning}}" stays as it is.
+    """
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+
+
+def generator_prompt(domain: str, prompt_dir: str | None = None) -> str:
+    """The generator's template of a domain, with placeholders ``problem`` and ``reasoning``.
+
+    Args:
+        domain: math, code, science or puzzle, or the name of a file in ``prompt_dir``.
+        prompt_dir: Folder whose <domain>.txt files take precedence over the packaged ones.
+
+    Raises:
+        ConfigError: No such domain or folder, or the file lacks a placeholder; one line with the cure.
+    """
+    return _read(_domains(prompt_dir)[known_domain(domain, prompt_dir)], frozenset({"problem", "reasoning"}))
+
+
+def judge_prompt(field: Field) -> str:
+    """The judge's template for one part of a step, with placeholders ``teacher`` and ``student``."""
+    return _read(PACKAGED / f"{_JUDGE}{field}.txt", frozenset({"teacher", "student"}))
+
+
+def prompt_version(domain: str, prompt_dir: str | None = None) -> str:
+    """The first 12 hex digits of the SHA-256 of a domain's template: two versions never share a teacher store.
+
+    Raises:
+        ConfigError: As ``generator_prompt``.
+    """
+    return hashlib.sha256(generator_prompt(domain, prompt_dir).encode()).hexdigest()[:12]
+
+
+def known_domain(domain: str, prompt_dir: str | None = None) -> str:
+    """``domain``, if there is a prompt for it.
+
+    Raises:
+        ConfigError: There is none; names the nearest domain and the known ones.
+    """
+    known = _domains(prompt_dir)
+    if domain in known:
+        return domain
+    near = difflib.get_close_matches(domain, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(
+        f"no generator prompt for the domain {domain!r}; {hint}known domains: {', '.join(sorted(known))} "
+        "(rlkd.generator.prompt_dir may hold others)"
+    )
+
+
+@functools.cache
+def _domains(prompt_dir: str | None) -> Mapping[str, Path]:
+    files = [path for path in PACKAGED.glob("*.txt") if not path.name.startswith(_JUDGE)]
+    if prompt_dir is not None:
+        if not Path(prompt_dir).is_dir():
+            raise ConfigError(
+                f"rlkd.generator.prompt_dir {prompt_dir} is not a folder; give one with <domain>.txt files"
+            )
+        files += Path(prompt_dir).glob("*.txt")
+    return {path.stem: path for path in files}
+
+
+@functools.cache
+def _read(path: Path, needed: frozenset[str]) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    found = set(_PLACEHOLDER.findall(text))
+    if found != needed:
+        wanted = " and ".join(f"{{{{{name}}}}}" for name in sorted(needed))
+        raise ConfigError(f"{path} must hold the placeholders {wanted} and no others; it has {sorted(found) or 'none'}")
+    return text

@@ -1,0 +1,43 @@
+"""What was compared with what: one JSON line per scored response, for people to read.
+
+{"problem", "response", "training", "score", "components": {...}, "teacher": [[meta, sub, answer], ...],
+ "student": [...] or null, "verdicts": [[true, true, false], ...]}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from verl_rlkd.gsrm.scorer import ScoredResponse, ScoringRequest
+from verl_rlkd.types import Structure
+
+
+class Record:
+    """Appends to ``<folder>/<process id>.jsonl``: each reward worker has its own file."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{os.getpid()}.jsonl"
+
+    def write(self, request: ScoringRequest, scored: ScoredResponse) -> None:
+        """Append one line; whole, whatever happens to the process afterwards."""
+        line = {
+            "problem": request.problem,
+            "response": request.response,
+            "training": request.training,
+            "score": scored.score,
+            "components": scored.components.as_extra_info(),
+            "teacher": _steps(request.teacher),
+            "student": _steps(scored.student),
+            "verdicts": [[v.meta_reasoning, v.sub_problem, v.answer] for v in scored.verdicts],
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _steps(structure: Structure | None) -> list[list[str | None]] | None:
+    if structure is None:
+        return None
+    return [[step.meta_reasoning, step.sub_problem, step.answer] for step in structure.steps]

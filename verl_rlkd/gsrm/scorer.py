@@ -1,0 +1,150 @@
+"""One response in, one reward out: DESIGN's data flow from the split at ``</think>`` to the combined score.
+
+Outside verl this is the whole of RLKD's reward; inside, ``integration.reward_manager`` feeds it verl's rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from verl_rlkd.accuracy import Grade
+from verl_rlkd.components import Components
+from verl_rlkd.config import RlkdConfig
+from verl_rlkd.errors import GeneratorError, MatcherError, ServiceError
+from verl_rlkd.gsrm.generator import StructureGenerator
+from verl_rlkd.matching import Matcher
+from verl_rlkd.rewards import combine_rewards, format_reward, split_response, tag_reward
+from verl_rlkd.scoring import score_structure
+from verl_rlkd.types import StepVerdict, Structure
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringRequest:
+    """A response and what it is scored against."""
+
+    response: str
+    """The student's text, special tokens removed, ``<think>`` and ``<answer>`` tags kept."""
+    problem: str
+    """The problem's text, for the generator's prompt."""
+    ground_truth: str
+    """The gold answer."""
+    data_source: str
+    """verl's ``data_source``; decides how the answer is graded."""
+    domain: str
+    """The generator's prompt domain: math, code, science or puzzle."""
+    teacher: Structure | None
+    """The teacher's structure; None = no structure component (a property of the prompt)."""
+    training: bool = True
+    """Whether the score feeds an advantage. In validation a failed structure leaves the rest of the score alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredResponse:
+    """What became of one response."""
+
+    score: float
+    """The reward; in [0, 1] unless ``aggregate="sum"``."""
+    components: Components
+    """What it was made of, and what happened on the way."""
+    student: Structure | None = None
+    """The student's complete steps; None if no structure was made."""
+    verdicts: tuple[StepVerdict, ...] = ()
+    """Comparison with the teacher's steps, up to the first mismatch."""
+
+
+Grader = Callable[[str, str, str], Awaitable[Grade]]
+"""(response, ground_truth, data_source) -> Grade."""
+
+
+class ResponseScorer:
+    """Scores responses; every path, failures included, gives a score and the same components."""
+
+    def __init__(self, config: RlkdConfig, *, generator: StructureGenerator, matcher: Matcher, grader: Grader) -> None:
+        self._config = config
+        self._generator = generator
+        self._matcher = matcher
+        self._grade = grader
+
+    async def score(self, request: ScoringRequest) -> ScoredResponse:
+        """Score one response. A failure of ours gives ``failed = 1``, and score 0 in training; it never raises."""
+        prefilled = self._config.think_prefilled
+        grade, compared = await asyncio.gather(
+            self._grade(request.response, request.ground_truth, request.data_source), self._compare(request)
+        )
+        components = replace(
+            compared.components,
+            accuracy=grade.value or 0.0,
+            accuracy_missing=float(grade.value is None),
+            answer_timeout=float(grade.timed_out),
+            format=format_reward(request.response, think_prefilled=prefilled),
+            tags=tag_reward(request.response, think_prefilled=prefilled),
+        )
+        if components.failed and request.training:
+            return replace(compared, score=0.0, components=components)
+        without_structure = components.structure_missing or components.failed
+        breakdown = combine_rewards(
+            {
+                "accuracy": grade.value,
+                "structure": None if without_structure else components.structure,
+                "format": components.format,
+                "tags": components.tags,
+            },
+            self._config.weights,
+        )
+        return replace(compared, score=breakdown.score, components=components)
+
+    async def _compare(self, request: ScoringRequest) -> ScoredResponse:
+        """Student's structure against teacher's; ``score`` is left 0."""
+        reasoning = split_response(request.response, think_prefilled=self._config.think_prefilled).reasoning
+        parts = Components(no_think_end=float(reasoning is None))
+        if request.teacher is None:
+            return ScoredResponse(score=0.0, components=replace(parts, structure_missing=1.0))
+        parts = replace(parts, teacher_steps=float(len(request.teacher.steps)))
+        if reasoning is None:
+            return ScoredResponse(score=0.0, components=parts)
+
+        deadline = asyncio.get_running_loop().time() + self._config.retry.deadline_s
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout_at(deadline):
+                made = await self._generator.generate(request.problem, reasoning, domain=request.domain)
+        except (GeneratorError, TimeoutError) as error:
+            return _failure(parts, "generator", error, time.perf_counter() - started)
+        parts = replace(
+            parts,
+            student_steps=float(len(made.structure.steps)),
+            path_truncated=float(made.path_truncated),
+            structure_cut=float(made.cut),
+            no_structure=float(not made.structure.steps),
+            generator_seconds=time.perf_counter() - started,
+        )
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout_at(deadline):
+                verdicts = await self._matcher.match(made.structure, request.teacher)
+        except (MatcherError, TimeoutError) as error:
+            return _failure(parts, "matcher", error, time.perf_counter() - started)
+        teacher_steps = len(request.teacher.steps)
+        score = score_structure(verdicts, num_teacher_steps=teacher_steps, aggregate=self._config.aggregate)
+        parts = replace(
+            parts,
+            structure=score.value,
+            exit_step=float(score.exit_step or 0),
+            matched_share=sum(verdict.meta_reasoning for verdict in verdicts) / teacher_steps,
+            matcher_seconds=time.perf_counter() - started,
+        )
+        return ScoredResponse(score=0.0, components=parts, student=made.structure, verdicts=verdicts)
+
+
+def _failure(parts: Components, service: str, error: ServiceError | TimeoutError, seconds: float) -> ScoredResponse:
+    """Mark the response as failed by ``service`` and log why, once per response."""
+    reason = "rlkd.retry.deadline_s passed" if isinstance(error, TimeoutError) else error
+    logger.warning("a response was not scored: %s failed: %s", service, reason)
+    failed = replace(parts, failed=1.0, **{f"{service}_failed": 1.0, f"{service}_seconds": seconds})
+    return ScoredResponse(score=0.0, components=failed)

@@ -73,10 +73,17 @@ class Components:
 
 FAILED = PREFIX + "failed"
 
-_STRUCTURE_PARTS = (
-    "structure student_steps teacher_steps exit_step matched_share path_truncated structure_cut no_structure "
-    "generator_seconds matcher_seconds"
-).split()
+_OF_A_STRUCTURE = {
+    "structure",
+    "student_steps",
+    "teacher_steps",
+    "matched_share",
+    "path_truncated",
+    "structure_cut",
+    "no_structure",
+    "generator_seconds",
+    "matcher_seconds",
+}
 
 
 def component_means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -103,6 +110,6 @@ def _takes_part(row: Mapping[str, float], name: str) -> bool:
         return not row[PREFIX + "accuracy_missing"]
     if name == "exit_step":
         return bool(row[PREFIX + "exit_step"])
-    if name in _STRUCTURE_PARTS:
+    if name in _OF_A_STRUCTURE:
         return not row[PREFIX + "structure_missing"] and not row[FAILED]
     return True

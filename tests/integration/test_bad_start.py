@@ -70,7 +70,9 @@ HOSTED = ("reward.reward_model.enable=true", "reward.reward_model.model_path=som
             id="generator down",
         ),
         pytest.param((*HOSTED, f"rlkd.matcher.base_url={NOWHERE}"), "rlkd.matcher.base_url", id="judge down"),
-        pytest.param(("rlkd.matcher.threshold=1.5",), "rlkd.matcher.threshold is 1.5; give a value in [0, 1]", id="value"),
+        pytest.param(
+            ("rlkd.matcher.threshold=1.5",), "rlkd.matcher.threshold is 1.5; give a value in [0, 1]", id="value"
+        ),
         pytest.param(
             ("+rlkd.matcher.treshold=0.5",),
             "rlkd.matcher.treshold is not a setting; did you mean rlkd.matcher.threshold?",
@@ -91,7 +93,9 @@ def test_check_run_refuses_with_one_line(overrides: tuple[str, ...], message: st
 def test_a_missing_store_is_named(tmp_path: Path) -> None:
     from verl_rlkd.integration.run_config import check_run
 
-    with pytest.raises(DataError, match=r"nothing\.sqlite: no such teacher store; make it with `verl-rlkd data structure`"):
+    with pytest.raises(
+        DataError, match=r"nothing\.sqlite: no such teacher store; make it with `verl-rlkd data structure`"
+    ):
         check_run(compose(*HOSTED, f"rlkd.teacher_store={tmp_path / 'nothing.sqlite'}"))
 
 
@@ -110,7 +114,10 @@ def test_a_good_run_passes_and_a_run_without_structure_asks_for_nothing(store: P
 def test_verl_stops_before_ray_starts(tmp_path: Path) -> None:
     done = main_ppo(["--config-name=rlkd_trainer", "trainer.v1.trainer_mode=sync"], folder=tmp_path)
     assert done.returncode != 0
-    assert "ConfigError: the reward manager rlkd needs its trainer mode; set trainer.v1.trainer_mode=rlkd_sync" in done.stdout
+    assert (
+        "ConfigError: the reward manager rlkd needs its trainer mode; set trainer.v1.trainer_mode=rlkd_sync"
+        in done.stdout
+    )
     assert "Started a local Ray instance" not in done.stdout
 
 
@@ -136,6 +143,10 @@ def table(**columns: object) -> pd.DataFrame:
         ({}, "data.train_files a.parquet: 1 of 2 rows have no structure in .*teachers.sqlite, the first is row 2; run"),
         ({"data_source": None}, "data.train_files a.parquet: no column 'data_source'; it has prompt, reward_model"),
         ({"prompt": None}, "data.train_files a.parquet: no column 'prompt'"),
+        (
+            {"prompt": [user("known"), user("known")], "extra_info": [{"domain": "math"}, {"domain": "mth"}]},
+            "data.train_files a.parquet: row 2: extra_info.domain: .*mth.*math",
+        ),
         (
             {"reward_model": [{"ground_truth": "1"}, {"ground_truth": None}]},
             "data.train_files a.parquet: row 2: reward_model has no ground_truth",

@@ -84,7 +84,9 @@ def stub() -> Iterator[StubServer]:
 def arguments(work: Path, stub: StubServer, *more: str) -> list[str]:
     return [
         "--config-dir", str(ROOT / "recipes"), "--config-name", "rlkd_cpu_demo", f"work={work}",
-        "data.max_response_length=160", f"actor_rollout_ref.rollout.n={N}",
+        # Every response has 160 tokens, and so a </think>, 24 times in 25.
+        "data.max_response_length=160",
+        "actor_rollout_ref.rollout.ignore_eos=true", f"actor_rollout_ref.rollout.n={N}",
         # Steps large enough that an engine left with old weights would be seen at once.
         "actor_rollout_ref.actor.optim.lr=3e-3", "trainer.save_freq=1", "trainer.test_freq=2",
         f"rlkd.matcher.base_url={stub.base_url}", "rlkd.matcher.model=judge", "rlkd.retry.max_attempts=1",
@@ -192,7 +194,7 @@ def test_weights_change_and_reach_the_rollout_engine(colocated: Path, work: Path
     moved = float((p_old - p_new).abs().mean())
     # verl's measure: the engine's probabilities of the sampled tokens against the actor's, in step 2.
     engine = logged_steps(colocated)[2]["training/rollout_probs_diff_mean"]
-    assert moved > 0.01
+    assert moved > 0.002
     assert engine < moved / 5
 
 

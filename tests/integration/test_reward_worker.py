@@ -19,7 +19,7 @@ Score = Callable[..., dict[str, Any]]
 
 # name, response, problem, gold, training, what must be 1 among the flags
 PATHS = [
-    pytest.param(GOOD, "plain", "4", True, {}, id="success"),
+    pytest.param(GOOD, "plain", "4", True, set(), id="success"),
     pytest.param("the answer is 4", "plain", "4", True, {"no_think_end"}, id="no think end"),
     pytest.param("<think>\nfirst this, th", "plain", "4", True, {"no_think_end"}, id="truncated"),
     pytest.param("", "plain", "4", True, {"no_think_end"}, id="empty response"),

@@ -1,0 +1,81 @@
+"""Which responses leave the batch when some could not be scored, and when there are too many of them. Pure.
+
+Keys are TransferQueue's "{uid}_{session}_{index}": a uid is a prompt (a GRPO group), a session one response,
+and an agent loop may give a response several rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from verl_rlkd.errors import FailureLimitError
+
+WINDOW = 512
+"""Training responses over which ``rlkd.max_failure_share`` is taken."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of a batch."""
+
+    rows: tuple[int, ...]
+    """Positions of the rows to train on, ascending."""
+    dropped_responses: int
+    """Responses that could not be scored."""
+    dropped_groups: int
+    """Groups removed whole."""
+    lost_responses: int
+    """Scored responses that left with their group."""
+
+
+def keep_scored(keys: Sequence[str], failed: Sequence[bool]) -> Kept:
+    """Drop responses that could not be scored, then whole groups left with fewer than 2.
+
+    A group of one would get its raw reward as advantage (verl gives it mean 0 and standard deviation 1), which
+    compares with nothing.
+
+    Args:
+        keys: TransferQueue keys of the rows.
+        failed: Per row, whether it could not be scored; a response failed if any of its rows did.
+    """
+    responses = [tuple(key.rsplit("_", 1)[0].rsplit("_", 1)) for key in keys]  # (uid, session) of each row
+    bad = {response for response, is_failed in zip(responses, failed, strict=True) if is_failed}
+    left = Counter(uid for uid, _session in set(responses) - bad)
+    touched = {uid for uid, _session in bad}
+    lone = {uid for uid in touched if left[uid] < 2}
+    rows = tuple(i for i, response in enumerate(responses) if response not in bad and response[0] not in lone)
+    return Kept(rows, len(bad), len(lone), sum(left[uid] for uid in lone))
+
+
+class FailureWindow:
+    """Counts failures over the last ``WINDOW`` training responses and says when they are too many."""
+
+    def __init__(self, *, on_failure: str, max_share: float) -> None:
+        self._on_failure = on_failure
+        self._max_share = max_share
+        self._seen: deque[bool] = deque(maxlen=WINDOW)
+
+    @property
+    def share(self) -> float:
+        """Failed share of the responses seen lately, in [0, 1]."""
+        return sum(self._seen) / len(self._seen) if self._seen else 0.0
+
+    def add(self, failed: Sequence[bool]) -> None:
+        """Count these responses.
+
+        Raises:
+            FailureLimitError: A response failed under ``on_failure: fail``, or the share exceeds the limit.
+        """
+        self._seen.extend(failed)
+        if any(failed) and self._on_failure == "fail":
+            raise FailureLimitError(
+                f"{sum(failed)} of {len(failed)} responses could not be scored and rlkd.on_failure is 'fail'; "
+                "the warnings above name the cause (generator or matcher)"
+            )
+        if self.share > self._max_share:
+            raise FailureLimitError(
+                f"{self.share:.1%} of the last {len(self._seen)} responses could not be scored, more than "
+                f"rlkd.max_failure_share = {self._max_share:.1%}; the warnings above name the cause"
+            )

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 from runs import compose, main_ppo, user, write_store
 from stub_server import StubServer
 
@@ -157,6 +158,6 @@ def test_bad_training_rows_are_named(store: Path, columns: dict[str, object], me
     from verl_rlkd.gsrm.store import TeacherStore
     from verl_rlkd.integration.dataset import check_rows
 
-    data_config = SimpleNamespace(train_files="a.parquet", prompt_key="prompt")
+    data_config = OmegaConf.create({"train_files": "a.parquet", "prompt_key": "prompt"})
     with pytest.raises(DataError, match=message):
         check_rows(dataset(table(**columns)), data_config, TeacherStore(store))

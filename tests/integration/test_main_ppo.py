@@ -2,8 +2,8 @@
 
 Run 1: a tiny policy, SmolLM2-135M as colocated GSRM (vLLM), the judge a stub server that fails on demand: always for
 prompt FAIL_JUDGE (its group is left with fewer than 2), once for prompt FAIL_ONCE (one response of a group).
-Run 2: resumed from step 2; generator and judge are stubs outside the run, the generator fails for prompt
-FAIL_GENERATOR.
+Run 2: resumed from step 2; generator and judge are stubs outside the run. The generator fails for the whole first
+batch, so that nothing is left of it, and then for prompt FAIL_GENERATOR.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from verl_rlkd.types import Step
 
 PROBLEMS = ("add 1 and 2", "add 2 and 3 FAIL_ONCE", "add 3 and 4 FAIL_JUDGE", "add 4 and 5 FAIL_GENERATOR")
 N = 4
+BATCH = N * len(PROBLEMS)
 WEIGHTS = {"accuracy": 15.0, "structure": 15.0, "format": 10.0, "tags": 10.0}
 
 
@@ -84,8 +85,8 @@ def stub() -> Iterator[StubServer]:
 def arguments(work: Path, stub: StubServer, *more: str) -> list[str]:
     return [
         "--config-dir", str(ROOT / "recipes"), "--config-name", "rlkd_cpu_demo", f"work={work}",
-        # Every response has 160 tokens, and so a </think>, 24 times in 25.
-        "data.max_response_length=160",
+        # Every response has 256 tokens, and so a </think>, 159 times in 160.
+        "data.max_response_length=256",
         "actor_rollout_ref.rollout.ignore_eos=true", f"actor_rollout_ref.rollout.n={N}",
         # Steps large enough that an engine left with old weights would be seen at once.
         "actor_rollout_ref.actor.optim.lr=3e-3", "trainer.save_freq=1", "trainer.test_freq=2",
@@ -103,14 +104,22 @@ def colocated(work: Path, stub: StubServer, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def streaming(work: Path, stub: StubServer, colocated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def streaming(work: Path, colocated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("streaming")
     shutil.rmtree(work / "run" / "record")
-    more = (
-        "trainer.total_training_steps=3", "trainer.test_freq=-1", "reward.reward_model.enable=false",
-        f"rlkd.generator.base_url={stub.base_url}", "rlkd.generator.model=generator",
-    )  # fmt: skip
-    done = main_ppo(arguments(work, stub, *more), folder=folder)
+    asked = 0
+
+    def answer(payload: Payload) -> Answer:
+        nonlocal asked
+        asked += not is_judge(payload)
+        return 500 if asked <= BATCH else default_answer(payload)
+
+    with StubServer(answer) as stub:
+        more = (
+            "trainer.total_training_steps=3", "trainer.test_freq=-1", "reward.reward_model.enable=false",
+            f"rlkd.generator.base_url={stub.base_url}", "rlkd.generator.model=generator",
+        )  # fmt: skip
+        done = main_ppo(arguments(work, stub, *more), folder=folder)
     assert done.returncode == 0, done.stdout[-6000:]
     return folder
 
@@ -123,7 +132,7 @@ def training_records(work: Path) -> list[dict[str, Any]]:
 
 def check_step(logged: Mapping[str, float], records: list[dict[str, Any]], dump: list[dict[str, Any]]) -> None:
     """One step's log and dump against what the reward manager recorded."""
-    assert len(records) == N * len(PROBLEMS)
+    assert len(records) == BATCH
     rows = [record["components"] for record in records]
     for name in ("format", "tags", "failed", "no_think_end", "matcher_failed", "generator_failed"):
         expected = sum(row[f"rlkd/{name}"] for row in rows) / len(rows)
@@ -198,11 +207,13 @@ def test_weights_change_and_reach_the_rollout_engine(colocated: Path, work: Path
     assert engine < moved / 5
 
 
-def test_streaming_resumes_at_the_next_step(streaming: Path, work: Path) -> None:
+def test_streaming_resumes_at_the_next_step_and_replaces_an_empty_batch(streaming: Path, work: Path) -> None:
     logged = logged_steps(streaming)
     assert sorted(logged) == [3]
     records = training_records(work)
-    check_step(logged[3], records, json_lines(work / "run" / "rollouts" / "3.jsonl"))
-    failed = {r["problem"] for r in records if r["components"]["rlkd/generator_failed"]}
-    assert failed == {"add 4 and 5 FAIL_GENERATOR"}
+    lost, trained = records[:BATCH], records[BATCH:]
+    assert all(r["components"]["rlkd/generator_failed"] or r["components"]["rlkd/no_think_end"] for r in lost)
+    check_step(logged[3], trained, json_lines(work / "run" / "rollouts" / "3.jsonl"))
+    failed = [r for r in trained if r["components"]["rlkd/generator_failed"]]
+    assert sum("FAIL_GENERATOR" in r["problem"] for r in failed) >= N - 1
     assert (work / "run" / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "3"

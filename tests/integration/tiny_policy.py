@@ -1,7 +1,7 @@
 """A policy of 0.2 M random weights whose samples look like responses often enough.
 
-Its vocabulary is 45 characters, the four tags and an end token, so a random sample of 160 tokens (end
-tokens ignored) closes ``</think>`` 24 times in 25. The tags are special tokens, as in many real tokenizers.
+Its vocabulary is 45 characters, the four tags and an end token, so a random sample of 256 tokens (end
+tokens ignored) closes ``</think>`` 159 times in 160. The tags are special tokens, as in many real tokenizers.
 """
 
 from __future__ import annotations

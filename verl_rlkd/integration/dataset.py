@@ -1,4 +1,4 @@
-"""The training rows, checked against what the reward needs, before any model loads."""
+"""The dataset's rows, checked against what the reward needs, before any model loads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ COLUMNS = ("data_source", "reward_model")
 """Columns that the reward manager reads, beside the prompt."""
 
 
-def check_rows(dataset: Any, data_config: Any, store: TeacherStore | None, *, prompt_dir: str | None = None) -> None:
-    """Check every training row of verl's ``RLHFDataset``.
+def check_rows(
+    dataset: Any, data_config: Any, store: TeacherStore | None, *, split: str = "train", prompt_dir: str | None = None
+) -> None:
+    """Check every row of verl's ``RLHFDataset``.
 
     Args:
-        dataset: The training dataset; one without a ``dataframe`` (a user's own class) is not checked.
+        dataset: The dataset; one without a ``dataframe`` (a user's own class) is not checked.
         data_config: verl's ``data`` node.
-        store: The teacher store; None if the run asks for no structure.
+        store: The teacher store; None if these rows need none.
+        split: "train" or "val".
         prompt_dir: ``rlkd.generator.prompt_dir``; it decides which domains there are.
 
     Raises:
@@ -28,8 +31,8 @@ def check_rows(dataset: Any, data_config: Any, store: TeacherStore | None, *, pr
     table = getattr(dataset, "dataframe", None)
     if table is None:
         return
-    files = data_config.train_files
-    where = "data.train_files " + (files if isinstance(files, str) else ", ".join(files))
+    files = data_config[f"{split}_files"]
+    where = f"data.{split}_files " + (files if isinstance(files, str) else ", ".join(files))
     missing = [name for name in (data_config.prompt_key, *COLUMNS) if name not in table.column_names]
     if missing:
         raise DataError(f"{where}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")

@@ -74,6 +74,7 @@ class RLKDTrainerMixin(PPOTrainer):
         wanted = self.rlkd.weights.structure > 0 and self.rlkd.teacher_store is not None
         store = TeacherStore(Path(self.rlkd.teacher_store)) if wanted and self.rlkd.teacher_store else None
         check_rows(self.train_dataset, self.config.data, store, prompt_dir=self.rlkd.generator.prompt_dir)
+        check_rows(self.val_dataset, self.config.data, None, split="val")
 
     # ---- rows on their way to the reward manager ----
 

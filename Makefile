@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 DEMO := outputs/cpu_demo
 export VERL_PLATFORM := cpu
 export HF_HUB_OFFLINE := 1
+export VLLM_CPU_KVCACHE_SPACE := 1
+# torch.compile would need a C++ compiler, and costs more than it saves at this size.
+export TORCHDYNAMO_DISABLE := 1
 
 .PHONY: venv demo test lint example clean-demo
 
@@ -17,7 +20,7 @@ $(VENV)/.installed: requirements/cpu.lock setup.cfg pyproject.toml
 	touch $@
 
 demo: venv  ## A real RLKD run on the CPU, from traces to a table
-	bash recipes/cpu_demo/run.sh $(DEMO)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/cpu_demo/run.sh $(DEMO)
 
 test: lint  ## Lint, then every test
 	$(BIN)/python -m pytest

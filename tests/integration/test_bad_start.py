@@ -122,6 +122,18 @@ def test_verl_stops_before_ray_starts(tmp_path: Path) -> None:
     assert "Started a local Ray instance" not in done.stdout
 
 
+def test_manager_and_trainer_refuse_by_themselves_too() -> None:
+    from verl.trainer.ppo.v1 import PPOTrainerSync
+
+    from verl_rlkd.integration.reward_manager import RLKDRewardManager
+
+    config = compose("trainer.v1.trainer_mode=sync")
+    with pytest.raises(ConfigError, match=r"set trainer\.v1\.trainer_mode=rlkd_sync"):
+        RLKDRewardManager(config, None, None)
+    with pytest.raises(ConfigError, match=r"set trainer\.v1\.trainer_mode=rlkd_sync"):
+        PPOTrainerSync(config)
+
+
 def dataset(table: pd.DataFrame) -> SimpleNamespace:
     """What ``check_rows`` reads of verl's RLHFDataset: a datasets.Dataset under ``dataframe``."""
     from datasets import Dataset

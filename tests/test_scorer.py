@@ -1,0 +1,107 @@
+"""One response to one reward, without verl: deadlines, aggregates, validation, and what is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stub_server import StubServer
+
+from verl_rlkd.accuracy import Grade
+from verl_rlkd.config import RetryConfig, RlkdConfig
+from verl_rlkd.errors import GeneratorError, MatcherError
+from verl_rlkd.gsrm.client import ChatClient
+from verl_rlkd.gsrm.generator import StructureGenerator
+from verl_rlkd.gsrm.matchers import JudgeMatcher
+from verl_rlkd.gsrm.record import Record
+from verl_rlkd.gsrm.scorer import ResponseScorer, ScoredResponse, ScoringRequest
+from verl_rlkd.types import Step, Structure
+
+TEACHER = Structure((Step("look at it", "what is it?", "2 + 2"), Step("add", "what is 2 + 2?", "4")))
+REQUEST = ScoringRequest(
+    response="<think>\nfirst this, then that\n</think>\n<answer>\n4\n</answer>",
+    problem="What is 2 + 2?",
+    ground_truth="4",
+    data_source="made_up",
+    domain="math",
+    teacher=TEACHER,
+)
+
+
+async def right(_response: str, _gold: str, _source: str) -> Grade:
+    return Grade(1.0)
+
+
+def score(request: ScoringRequest, config: RlkdConfig) -> ScoredResponse:
+    async def run(url: str) -> ScoredResponse:
+        retry, limit = config.retry, 60.0
+        generator = ChatClient(url, timeout_s=limit, retry=retry, failure=GeneratorError)
+        judge = ChatClient(url, timeout_s=limit, retry=retry, failure=MatcherError)
+        scorer = ResponseScorer(
+            config,
+            generator=StructureGenerator(config.generator, generator, model="gsrm"),
+            matcher=JudgeMatcher(config.matcher, judge, model="judge"),
+            grader=right,
+        )
+        try:
+            return await scorer.score(request)
+        finally:
+            await generator.close()
+            await judge.close()
+
+    with StubServer() as stub:
+        return asyncio.run(run(stub.base_url))
+
+
+@pytest.mark.parametrize("service", ["generator", "judge"])
+def test_a_service_that_hangs_costs_the_deadline_and_fails_the_response(service: str) -> None:
+    config = RlkdConfig(retry=RetryConfig(deadline_s=0.5))
+    started = time.monotonic()
+    scored = score(replace(REQUEST, problem=f"HANG_{service.upper()}"), config)
+    assert time.monotonic() - started < 5
+    parts = scored.components
+    assert scored.score == 0.0
+    assert (parts.failed, parts.generator_failed, parts.matcher_failed) == (
+        1.0,
+        service == "generator",
+        service == "judge",
+    )
+
+
+def test_sum_is_the_unbounded_score_of_the_released_code() -> None:
+    scored = score(REQUEST, RlkdConfig(aggregate="sum"))
+    # Both steps match whole: structure 1 + 1 = 2; (15 * 1 + 15 * 2 + 10 * 1 + 10 * 1) / 50 = 65 / 50
+    assert scored.components.structure == 2.0
+    assert scored.score == pytest.approx(1.3)
+
+
+def test_a_mismatch_exits_and_halves_nothing_before_it() -> None:
+    teacher = Structure((TEACHER.steps[0], Step("JUDGE_SAYS_NO to this", "what is 2 + 2?", "4")))
+    scored = score(replace(REQUEST, teacher=teacher), RlkdConfig())
+    # Step 1 matches, step 2's meta-reasoning does not: (1 + 0) / 2
+    assert scored.components.structure == 0.5
+    assert scored.components.exit_step == 2.0
+    assert scored.components.matched_share == 0.5
+
+
+def test_a_failed_structure_in_validation_is_left_out_of_the_score() -> None:
+    scored = score(
+        replace(REQUEST, problem="HANG_GENERATOR", training=False), RlkdConfig(retry=RetryConfig(deadline_s=0.3))
+    )
+    assert scored.components.failed == 1.0
+    assert scored.score == 1.0
+
+
+def test_the_record_shows_both_structures_and_every_verdict(tmp_path: Path) -> None:
+    scored = score(REQUEST, RlkdConfig())
+    Record(tmp_path / "record").write(REQUEST, scored)
+    (line,) = [json.loads(text) for path in (tmp_path / "record").iterdir() for text in path.read_text().splitlines()]
+    assert line["teacher"] == [["look at it", "what is it?", "2 + 2"], ["add", "what is 2 + 2?", "4"]]
+    assert len(line["student"]) == 2
+    assert line["verdicts"] == [[True, True, True], [True, True, True]]
+    assert line["score"] == 1.0
+    assert line["components"]["rlkd/structure"] == 1.0

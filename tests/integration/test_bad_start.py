@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
-from runs import compose, main_ppo, user, write_store
+from runs import ROOT, compose, main_ppo, user, write_store
 from stub_server import StubServer
 
 from verl_rlkd.errors import ConfigError, DataError
@@ -110,6 +110,17 @@ def test_a_good_run_passes_and_a_run_without_structure_asks_for_nothing(store: P
         assert check_run(config).teacher_store == str(store)
         assert not stub.requests
     assert check_run(compose("rlkd.weights.structure=0")).weights.structure == 0
+
+
+def test_the_drop_in_lines_of_the_readme_make_a_good_run_of_verls_own_config(store: Path) -> None:
+    from verl_rlkd.integration.run_config import check_run
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.split("**In a verl project you have**", 1)[1].split("\n\n", 2)[1]
+    overrides = block.replace("\\", " ").replace("teachers.sqlite", str(store)).split()
+    assert len(overrides) == 8
+    config = compose(*overrides, "actor_rollout_ref.rollout.n=4", name="ppo_trainer")
+    assert check_run(config).teacher_store == str(store)
 
 
 def test_verl_stops_before_ray_starts(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_bad_row_is_named_before_anything_is_asked(tmp_path: Path, bad: Row | 
     ("name", "content", "message"),
     [
         ("none.jsonl", None, "no such file"),
-        ("t.csv", b"x", r"ends in \.csv; give a \.jsonl or \.parquet file"),
+        ("t.csv", b"x", r"ends in \.csv; give a \.jsonl, \.json or \.parquet file"),
         ("t", b"x", "ends in no suffix"),
         ("t.jsonl", b"", "has no rows"),
         ("t.parquet", b"x", "cannot be read as parquet"),

@@ -8,18 +8,16 @@ A .jsonl file with such lines, or a .parquet file with such columns; ``domain`` 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_rlkd.data.files import read_rows
 from verl_rlkd.errors import ConfigError, DataError
 from verl_rlkd.gsrm.prompting import known_domain
 from verl_rlkd.gsrm.store import prompt_key
 from verl_rlkd.rewards import split_response
-
-_PARQUET_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def read_traces(path: Path, *, default_domain: str, prompt_dir: str | None = Non
         DataError: File, row, key, what is wrong and what to do; or two rows give one prompt different traces.
     """
     first: dict[str, tuple[int, str]] = {}
-    for row, fields in _rows(path):
+    for row, fields in read_rows(path, ("prompt", "problem", "trace", "domain")):
         trace = _check(path, row, fields, default_domain, prompt_dir)
         known_row, known_sha = first.setdefault(trace.key, (row, trace.trace_sha256))
         if known_sha != trace.trace_sha256:
@@ -61,49 +59,6 @@ def read_traces(path: Path, *, default_domain: str, prompt_dir: str | None = Non
             yield trace
     if not first:
         raise DataError(f"{path} has no rows; give a file with at least one trace")
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; give the file with the teacher's traces")
-    if path.suffix == ".jsonl":
-        return _jsonl_rows(path)
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    raise DataError(f"{path} ends in {path.suffix or 'no suffix'}; give a .jsonl or .parquet file")
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    # Bytes, split at line feeds only: a text may hold other characters that Python counts as line ends.
-    with path.open("rb") as file:
-        for row, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}: row {row}: not UTF-8 ({error}); save the file as UTF-8") from None
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}: row {row}: not JSON ({error}); write one JSON object per line") from None
-            if not isinstance(fields, dict):
-                raise DataError(f"{path}: row {row}: a {type(fields).__name__}; write one JSON object per line")
-            yield row, fields
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            wanted = [name for name in ("prompt", "problem", "trace", "domain") if name in file.schema_arrow.names]
-            row = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
-                for fields in batch.to_pylist():
-                    row += 1
-                    yield row, fields
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}; write it again") from None
 
 
 def _check(path: Path, row: int, fields: Mapping[str, Any], default_domain: str, prompt_dir: str | None) -> TraceRow:

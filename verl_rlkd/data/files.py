@@ -1,0 +1,88 @@
+"""Rows of .jsonl, .json and .parquet files, one after the other: a file larger than memory is no problem."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from verl_rlkd.errors import DataError
+
+Row = tuple[int, Mapping[str, Any]]
+"""(1-based row of a .parquet or .json file, line of a .jsonl file; its fields)."""
+_PARQUET_ROWS = 64
+"""Rows held at a time. Pages are decompressed as they come, so memory follows the longest rows, not the file."""
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """The rows of a file, in order.
+
+    Args:
+        path: .jsonl (an object per line), .json (a list of objects) or .parquet.
+        columns: Those wanted, if the file has them; None = all. Others may come as well.
+
+    Raises:
+        DataError: File, row, what is wrong and what to do. Rows before a damaged one have been yielded by then.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a .jsonl, .json or .parquet file")
+    if path.suffix == ".jsonl":
+        return _jsonl_rows(path)
+    if path.suffix == ".json":
+        return _json_rows(path)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path, columns)
+    raise DataError(f"{path} ends in {path.suffix or 'no suffix'}; give a .jsonl, .json or .parquet file")
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    # Bytes, split at line feeds only: a text may hold other characters that Python counts as line ends.
+    with path.open("rb") as file:
+        for row, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}: row {row}: not UTF-8 ({error}); save the file as UTF-8") from None
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}: row {row}: not JSON ({error}); write one JSON object per line") from None
+            if not isinstance(fields, dict):
+                raise DataError(f"{path}: row {row}: a {type(fields).__name__}; write one JSON object per line")
+            yield row, fields
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    import ijson
+
+    row = 0
+    with path.open("rb") as file:
+        try:
+            # use_float: numbers as json reads them, not as Decimal.
+            for row, fields in enumerate(ijson.items(file, "item", use_float=True), start=1):
+                if not isinstance(fields, dict):
+                    raise DataError(f"{path}: row {row}: a {type(fields).__name__}; write a list of JSON objects")
+                yield row, fields
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            cause = " ".join(str(error).split())[:200]
+            raise DataError(f"{path}: after row {row}: not JSON in UTF-8 ({cause}); write it again") from None
+    if not row:
+        raise DataError(f"{path}: no row; write a list of JSON objects, or name it .jsonl if it has one per line")
+
+
+def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            wanted = None if columns is None else [name for name in columns if name in names]
+            row = 0
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
+                for fields in batch.to_pylist():
+                    row += 1
+                    yield row, fields
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}; write it again") from None

@@ -199,9 +199,12 @@ def test_problems_are_bounded() -> None:
 )
 def test_a_megabyte_takes_less_than_a_second(piece: str) -> None:
     for text in (piece * (1_000_000 // len(piece)), "[Meta-reasoning" + piece * (1_000_000 // len(piece)) + "]"):
-        start = time.process_time()  # of this process alone, however busy the machine is
-        parse_structure(text)
-        assert time.process_time() - start < 1
+        seconds = []
+        for _ in range(3):  # the best of 3: the collector may be walking through what other tests left behind
+            start = time.process_time()  # of this process alone, however busy the machine is
+            parse_structure(text)
+            seconds.append(time.process_time() - start)
+        assert min(seconds) < 1
 
 
 PIECES = [

@@ -1,11 +1,17 @@
-"""What the commands share: a progress bar and a tokenizer from a folder."""
+"""What the commands share: a progress bar, a table of checks, a tokenizer from a folder."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+from verl_rlkd.checks import Check
 from verl_rlkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,3 +89,30 @@ def advance_of(progress: Progress, what: str) -> Callable[[int, int], None]:
             progress.update(task, completed=done)
 
     return advance
+
+
+_MARKS = {
+    "ok": ("ok", "green"),
+    "warning": ("warning", "yellow"),
+    "failed": ("FAILED", "red"),
+    "skipped": ("-", "bright_black"),
+}
+
+
+def print_checks(checks: Sequence[Check], *, as_json: bool) -> None:
+    """One line per check, the cure below it; or one JSON list. Exits with code 1 if any failed.
+
+    Raises:
+        typer.Exit: Code 1, if any check failed.
+    """
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=2, ensure_ascii=False))
+    else:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            mark, color = _MARKS[check.status]
+            typer.echo(typer.style(f"{mark:>7}", fg=color) + f"  {check.name:<{width}}  {check.detail}")
+            if check.cure:
+                typer.echo(" " * (width + 11) + f"-> {check.cure}")
+    if any(check.status == "failed" for check in checks):
+        raise typer.Exit(1)

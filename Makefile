@@ -9,7 +9,7 @@ export VLLM_CPU_KVCACHE_SPACE := 1
 # torch.compile would need a C++ compiler, and costs more than it saves at this size.
 export TORCHDYNAMO_DISABLE := 1
 
-.PHONY: venv demo test lint example clean-demo
+.PHONY: venv demo test lint docs example clean-demo
 
 venv: $(VENV)/.installed  ## The whole CPU stack in .venv
 
@@ -29,6 +29,10 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: venv  ## The configuration reference, from the dataclasses
+	$(BIN)/python docs/reference.py > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
 
 example: venv  ## One pair of structures scored, without a model
 	$(BIN)/python examples/score_one_pair.py

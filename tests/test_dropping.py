@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from verl_rlkd.errors import FailureLimitError
-from verl_rlkd.integration.dropping import WINDOW, FailureWindow, Kept, keep_scored
+from verl_rlkd.integration.dropping import WINDOW, FailureWindow, Kept, final_rows, keep_scored
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,10 @@ from verl_rlkd.integration.dropping import WINDOW, FailureWindow, Kept, keep_sco
 )
 def test_keep_scored(keys: list[str], failed: list[bool], kept: Kept) -> None:
     assert keep_scored(keys, failed) == kept
+
+
+def test_the_last_row_of_a_response_is_the_one_that_counts() -> None:
+    assert final_rows(["a_0_0", "a_0_1", "a_1_0", "b_0_10", "b_0_9"]) == (1, 2, 3)
 
 
 def test_failures_below_the_share_pass_and_above_it_stop_the_run() -> None:

@@ -72,9 +72,13 @@ class RewardWeights:
     """
 
     accuracy: float = 15.0
+    """Of the graded final answer."""
     structure: float = 15.0
+    """Of Algorithm 1's score; 0 makes no GSRM calls and is plain GRPO."""
     format: float = 10.0
+    """Of keeping the whole format."""
     tags: float = 10.0
+    """Of each tag being there once."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -34,18 +34,21 @@ def compose(*overrides: str, name: str = "rlkd_trainer") -> DictConfig:
         return hydra_compose(name, overrides=list(overrides))
 
 
-def main_ppo(arguments: Sequence[str], *, folder: Path, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
+def main_ppo(
+    arguments: Sequence[str], *, folder: Path, timeout_s: float = 900, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m verl.trainer.main_ppo`` in ``folder``; logs to metrics.jsonl and tensorboard/ there."""
-    environment = {
+    whole_environment = {
         **os.environ,
         **ENVIRONMENT,
+        **(environment or {}),
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
         "TENSORBOARD_DIR": str(folder / "tensorboard"),
     }
     return subprocess.run(
         [sys.executable, "-m", "verl.trainer.main_ppo", *arguments],
         cwd=folder,
-        env=environment,
+        env=whole_environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

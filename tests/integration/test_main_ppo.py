@@ -78,7 +78,7 @@ def stub() -> Iterator[StubServer]:
 def arguments(work: Path, stub: StubServer, *more: str) -> list[str]:
     return [
         "--config-dir", str(ROOT / "recipes"), "--config-name", "rlkd_cpu_demo", f"work={work}",
-        # Every response has 256 tokens, and so a </think>, 159 times in 160.
+        # Every response has 256 tokens, and so a </think>, 143 times in 144.
         "data.max_response_length=256",
         "actor_rollout_ref.rollout.ignore_eos=true", f"actor_rollout_ref.rollout.n={N}",
         # Steps large enough that an engine left with old weights would be seen at once.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import compose, user, write_store
+from runs import compose, json_lines, user, write_store
 from stub_server import StubServer
 
 from verl_rlkd.components import Components
@@ -101,6 +101,40 @@ def row(policy: Path, response: str, problem: str, gold: str, training: bool) ->
         columns[name] = np.empty(1, dtype=object)
         columns[name][0] = value
     return DataProto(batch=tensors, non_tensor_batch=columns)
+
+
+def test_of_two_sequences_the_last_is_scored_without_its_padding(tiny_policy: Path, tmp_path: Path) -> None:
+    """As verl's agent loop pads a response's sequences: prompt, response and both together, each to its longest."""
+    import asyncio
+
+    import numpy as np
+    import torch
+    from tensordict import TensorDict
+    from transformers import AutoTokenizer
+    from verl import DataProto
+
+    from verl_rlkd.integration.reward_manager import RLKDRewardManager
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    last = "first this then that\n</think>\n<answer>\n4\n</answer>"
+    long, short = (tokenizer.encode(text, add_special_tokens=False) for text in ("<think>\nmuch longer than", last))
+    mask = torch.zeros(2, 40 + len(short), dtype=torch.long)
+    mask[0, : 3 + len(long)] = mask[1, : 40 + len(short)] = 1
+    width = max(len(long), len(short)) + 20
+    responses = torch.tensor([ids + [0] * (width - len(ids)) for ids in (long, short)])
+    one = row(tiny_policy, GOOD, "plain", "4", True).non_tensor_batch
+    columns = {name: np.concatenate([value, value]) for name, value in one.items()}
+    columns["response_len"] = np.array([len(long), len(short)])
+    prompts = torch.zeros(2, 40, dtype=torch.long)
+    tensors = TensorDict({"prompts": prompts, "responses": responses, "attention_mask": mask}, batch_size=2)
+    config = compose(
+        f"actor_rollout_ref.model.path={tiny_policy}", "rlkd.weights.structure=0", "+trainer.v1.rlkd_mode=rlkd_sync",
+        f"rlkd.record_dir={tmp_path}",
+    )  # fmt: skip
+    manager = RLKDRewardManager(config, tokenizer, None)
+    asyncio.run(manager.run_single(DataProto(batch=tensors, non_tensor_batch=columns)))
+    (record,) = (line for path in tmp_path.glob("*.jsonl") for line in json_lines(path))
+    assert record["response"] == last
 
 
 @pytest.mark.parametrize(("response", "problem", "gold", "training", "flags"), PATHS)

@@ -1,7 +1,8 @@
 """A policy of 0.2 M random weights whose samples look like responses often enough.
 
-Its vocabulary is 45 characters, the four tags and an end token, so a random sample of 256 tokens (end
-tokens ignored) closes ``</think>`` 159 times in 160. The tags are special tokens, as in many real tokenizers.
+Its vocabulary is 46 characters, the four tags, an end token and one for the unknown, so a random sample of 256 tokens
+(end tokens ignored) closes ``</think>`` 143 times in 144. The tags are special tokens, as in many real tokenizers, and
+token 0, verl's padding of responses, is an ordinary character, as in Qwen's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def make_tiny_policy(folder: Path, *, seed: int = 0) -> None:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = ["<unk>", "<eos>", *TAGS, *CHARACTERS]
+    words = ["!", "<eos>", "<unk>", *TAGS, *CHARACTERS]
     base = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     base.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     base.decoder = decoders.Fuse()

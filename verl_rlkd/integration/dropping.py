@@ -49,6 +49,19 @@ def keep_scored(keys: Sequence[str], failed: Sequence[bool]) -> Kept:
     return Kept(rows, len(bad), len(lone), sum(left[uid] for uid in lone))
 
 
+def final_rows(keys: Sequence[str]) -> tuple[int, ...]:
+    """Positions of each response's last row, ascending: the one that is scored and counted.
+
+    Args:
+        keys: TransferQueue keys of the rows.
+    """
+    last: dict[str, tuple[int, int]] = {}
+    for row, key in enumerate(keys):
+        response, index = key.rsplit("_", 1)
+        last[response] = max(last.get(response, (-1, -1)), (int(index), row))
+    return tuple(sorted(row for _index, row in last.values()))
+
+
 class FailureWindow:
     """Counts failures over the last ``WINDOW`` training responses and says when they are too many."""
 

@@ -106,7 +106,7 @@ class RLKDRewardManager(RewardManagerBase):
         if self._store and self._rlkd.weights.structure > 0 and (training or self._rlkd.validation.structure):
             teacher = self._store.get(prompt_key(messages))
         return ScoringRequest(
-            response=self._decode(tensors),
+            response=self._decode(tensors, fields),
             problem=str(extra.get("problem") or _last_user_text(messages)),
             ground_truth=str(fields["reward_model"]["ground_truth"]),
             data_source=str(fields["data_source"]),
@@ -115,11 +115,14 @@ class RLKDRewardManager(RewardManagerBase):
             training=training,
         )
 
-    def _decode(self, tensors: Any) -> str:
+    def _decode(self, tensors: Any, fields: Mapping[str, Any]) -> str:
         """The response's text without special tokens, except our tags where a tokenizer has them as such."""
         response_ids = tensors["responses"]
         length = response_ids.shape[-1]
         valid = int(tensors["attention_mask"][-length:].sum())
+        # Streaming pads a response's sequences to the longest one, prompt and response each and together, so that the
+        # mask's end is not this sequence's; it sends the length along.
+        valid = int(fields.get("response_len", valid))
         ids = [i for i in response_ids[:valid].tolist() if i not in self._dropped_ids]
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 import transfer_queue as tq
 import wrapt
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl import DataProto
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 
@@ -33,7 +34,7 @@ from verl_rlkd.components import FAILED, component_means
 from verl_rlkd.errors import FailureLimitError
 from verl_rlkd.gsrm.store import TeacherStore
 from verl_rlkd.integration.dataset import check_rows
-from verl_rlkd.integration.dropping import FailureWindow, keep_scored
+from verl_rlkd.integration.dropping import FailureWindow, final_rows, keep_scored
 from verl_rlkd.integration.reward_manager import TRAINING
 from verl_rlkd.integration.run_config import MODE_MARK, check_run, uses_rlkd
 
@@ -97,11 +98,20 @@ class RLKDTrainerMixin(PPOTrainer):
         def compute(data: DataProto) -> DataProto:
             data.non_tensor_batch.update(_dataset_fields(batch))
             data.non_tensor_batch[TRAINING] = np.full(len(batch), batch.partition_id == "train")
-            output: DataProto = compute_rm_score(data)
+            # As in streaming, the last sequence of a response is scored, and its score is that of all of them.
+            final = final_rows(batch.keys)
+            output: DataProto = compute_rm_score(data.select_idxs(list(final)))
+            scored = {_response(batch.keys[row]): i for i, row in enumerate(final)}
+            source = [scored[_response(key)] for key in batch.keys]
+            scores = output.batch["rm_scores"].sum(dim=-1).tolist()
+            output.batch = TensorDict(
+                {"rm_scores": manager.reward_manager_cls.assemble_rm_scores(data, [scores[i] for i in source])},
+                batch_size=len(batch),
+            )
             # verl would write each component as a column of its own, over a dataset column of that name, and
             # validation would not find it; extra_fields is where streaming puts them.
             keys = output.meta_info.pop("reward_extra_keys")
-            rows = [{key: float(output.non_tensor_batch[key][i]) for key in keys} for i in range(len(batch))]
+            rows = [{key: float(output.non_tensor_batch[key][i]) for key in keys} for i in source]
             _write_components(batch, rows)
             return output
 
@@ -112,6 +122,24 @@ class RLKDTrainerMixin(PPOTrainer):
             del manager.compute_rm_score
 
     # ---- rows that could not be scored ----
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        buffer: ReplayBuffer = super()._build_replay_buffer()
+        if not OmegaConf.select(self.config, "algorithm.filter_groups.enable"):
+            return buffer
+        evict = buffer._evict_terminal_groups
+
+        def count_and_evict(global_steps: int, partition_id: str, reasons: Any) -> Any:
+            # To filter_groups a group of which nothing could be scored is one without a spread, to be replaced: with
+            # the GSRM down it would go on so for ever, and no batch would ever be counted below.
+            keys = [key for key in buffer.partitions[partition_id] if key.split("_")[0] in reasons[1]]
+            if keys:
+                rows = _read_components(KVBatchMeta(partition_id=partition_id, keys=keys, tags=[{} for _ in keys]))
+                self._failures.add([bool(rows[i][FAILED]) for i in final_rows(keys)])
+            return evict(global_steps, partition_id, reasons)
+
+        buffer._evict_terminal_groups = count_and_evict
+        return buffer
 
     def _step_once(self, metrics: dict[str, Any], timing_raw: dict[str, float], sample_batch_size: int) -> KVBatchMeta:
         for _attempt in range(MAX_EMPTY_BATCHES):
@@ -130,8 +158,9 @@ class RLKDTrainerMixin(PPOTrainer):
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], **kwargs: Any) -> KVBatchMeta:
         rows = _read_components(batch)
         failed = [bool(row[FAILED]) for row in rows]
-        metrics.update(component_means(rows))
-        self._failures.add(failed)
+        final = final_rows(batch.keys)
+        metrics.update(component_means(rows[i] for i in final))
+        self._failures.add([failed[i] for i in final])
         kept = keep_scored(batch.keys, failed)
         metrics["rlkd/dropped_responses/sum"] = kept.dropped_responses
         metrics["rlkd/dropped_groups/sum"] = kept.dropped_groups
@@ -191,6 +220,11 @@ class RLKDTrainerMixin(PPOTrainer):
             components = {name: [self._dumped.get(key, {}).get(name) for key in keys] for name in names}
             reward_extra_infos_dict = {**reward_extra_infos_dict, **components}
         super()._dump_generations(reward_extra_infos_dict=reward_extra_infos_dict, **kwargs)
+
+
+def _response(key: str) -> str:
+    """The response that a row belongs to: TransferQueue's key without the row's index."""
+    return key.rsplit("_", 1)[0]
 
 
 def _column(data: TensorDict, name: str) -> list[Any]:

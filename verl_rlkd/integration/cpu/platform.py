@@ -6,6 +6,7 @@ placement groups and vLLM's replicas ask it for accelerator ids; no GPU is touch
 
 from __future__ import annotations
 
+import functools
 import platform as host
 import resource
 from collections.abc import Callable, Iterator
@@ -148,9 +149,12 @@ def register() -> None:
 def register_fsdp_engine() -> None:
     """Let verl's FSDP engine, registered for cuda and npu, serve device "cpu" as it is."""
     from verl.workers.engine.base import EngineRegistry
-    from verl.workers.engine.fsdp import FSDPEngineWithLMHead
+    from verl.workers.engine.fsdp import FSDPEngineWithLMHead, transformer_impl
 
     EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(FSDPEngineWithLMHead)
+    # A reference policy (KL in the loss or the reward) waits in pinned memory, which only an accelerator offers.
+    unpinned = functools.partial(transformer_impl.CPUOffloadPolicy, pin_memory=False)
+    transformer_impl.CPUOffloadPolicy = lambda *_args, **_kwargs: unpinned()
 
 
 def with_plain_gloo(wrapped: Callable[..., Any], _instance: object, args: Any, kwargs: Any) -> Any:

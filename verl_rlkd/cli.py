@@ -6,7 +6,9 @@ import sys
 
 import typer
 
+from verl_rlkd.commands.data_inspect import inspect
 from verl_rlkd.commands.data_structure import structure
+from verl_rlkd.commands.data_validate import validate
 from verl_rlkd.errors import RlkdError, ServiceError
 
 app = typer.Typer(
@@ -18,6 +20,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Prepare what training reads.", no_args_is_help=True)
 data_app.command("structure")(structure)
+data_app.command("validate")(validate)
+data_app.command("inspect")(inspect)
 app.add_typer(data_app, name="data")
 
 

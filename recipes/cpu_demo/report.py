@@ -20,10 +20,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from verl_rlkd.commands.step_table import comparison_table
+from verl_rlkd.types import Step, StepVerdict, Structure
+
 COMPONENTS = ("accuracy", "structure", "format", "tags", "matched_share", "student_steps", "no_think_end", "failed")
 SECONDS = {"rollout": "gen", "reward": "reward", "update": "update_actor"}
 """Column -> verl's name under timing_s."""
-MARKS = {True: "match", False: "MISMATCH", None: "-"}
 
 
 def main() -> None:
@@ -98,23 +100,12 @@ def example(record: Path) -> Table:
         f"One response, score {best['score']:.3f}: accuracy {parts['acc']:g}, structure {parts['rlkd/structure']:.3f}, "
         f"format {parts['rlkd/format']:g}, tags {parts['rlkd/tags']:g}"
     )
-    table = Table(title=title, title_justify="left", show_lines=True)
-    for column in ("step", "teacher", "student", "verdict"):
-        table.add_column(column)
-    names = ("meta-reasoning", "sub-problem", "answer")
-    for i in range(max(len(best["teacher"]), len(best["student"]))):
-        verdict = best["verdicts"][i] if i < len(best["verdicts"]) else None
-        shown = (
-            "not compared"
-            if verdict is None
-            else "\n".join(f"{name}: {MARKS[value]}" for name, value in zip(names, verdict, strict=True))
-        )
-        table.add_row(str(i + 1), step_text(best["teacher"], i), step_text(best["student"], i), Text(shown))
-    return table
+    verdicts = [StepVerdict(*verdict) for verdict in best["verdicts"]]
+    return comparison_table(structure(best["teacher"]), structure(best["student"]), verdicts, title=title)
 
 
-def step_text(steps: list[list[str | None]], i: int) -> Text:
-    return Text("\n".join(part or "-" for part in steps[i]) if i < len(steps) else "")
+def structure(steps: list[list[str | None]]) -> Structure:
+    return Structure(tuple(Step(str(meta), sub, answer) for meta, sub, answer in steps))
 
 
 def groups(rollouts: list[dict[str, Any]]) -> list[list[float]]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from verl_rlkd.errors import ConfigError, DataError
-from verl_rlkd.gsrm.prompting import known_domain
+from verl_rlkd.data.validation import COLUMNS, domain_problem, gold_problem
+from verl_rlkd.errors import DataError
 from verl_rlkd.gsrm.store import TeacherStore, prompt_key
-
-COLUMNS = ("data_source", "reward_model")
-"""Columns that the reward manager reads, beside the prompt."""
 
 
 def check_rows(
@@ -37,8 +34,8 @@ def check_rows(
     if missing:
         raise DataError(f"{where}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")
     for row, reward_model in enumerate(table["reward_model"]):
-        if not isinstance(reward_model, dict) or reward_model.get("ground_truth") is None:
-            raise DataError(f"{where}: row {row + 1}: reward_model has no ground_truth; give the gold answer there")
+        if problem := gold_problem(reward_model):
+            raise DataError(f"{where}: row {row + 1}: {problem}")
     if store is not None:
         _check_teachers(table[data_config.prompt_key], store, where)
         if "extra_info" in table.column_names:
@@ -47,12 +44,8 @@ def check_rows(
 
 def _check_domains(infos: Sequence[dict[str, Any] | None], prompt_dir: str | None, where: str) -> None:
     for row, info in enumerate(infos):
-        domain = (info or {}).get("domain")
-        if domain is not None:
-            try:
-                known_domain(domain, prompt_dir)
-            except ConfigError as error:
-                raise DataError(f"{where}: row {row + 1}: extra_info.domain: {error}") from None
+        if problem := domain_problem(info, prompt_dir):
+            raise DataError(f"{where}: row {row + 1}: {problem}")
 
 
 def _check_teachers(prompts: Sequence[Sequence[dict[str, Any]]], store: TeacherStore, where: str) -> None:

@@ -63,7 +63,10 @@ def test_signature(public: Callable[..., object], signature: str) -> None:
 
 def test_the_package_offers_what_design_lists() -> None:
     pinned = {public.__name__ for public, _ in SIGNATURES if public.__name__ in verl_rlkd.__all__}
-    assert set(verl_rlkd.__all__) == pinned | {"__version__"}
+    assert set(verl_rlkd.__all__) == pinned | {"__version__", "RLKDReward"}
+    assert verl_rlkd.RLKDReward.__module__ == "verl_rlkd.gsrm.reward"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = verl_rlkd.nothing
     assert verl_rlkd.__version__ == "0.1.0"
 
 

@@ -32,7 +32,7 @@ REQUEST = ScoringRequest(
 )
 
 
-async def right(_response: str, _gold: str, _source: str) -> Grade:
+async def right(_response: str, _gold: str | None, _source: str) -> Grade:
     return Grade(1.0)
 
 

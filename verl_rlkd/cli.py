@@ -9,6 +9,7 @@ import typer
 from verl_rlkd.commands.data_inspect import inspect
 from verl_rlkd.commands.data_structure import structure
 from verl_rlkd.commands.data_validate import validate
+from verl_rlkd.commands.score import score
 from verl_rlkd.errors import RlkdError, ServiceError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ data_app.command("structure")(structure)
 data_app.command("validate")(validate)
 data_app.command("inspect")(inspect)
 app.add_typer(data_app, name="data")
+app.command("score")(score)
 
 
 @app.callback()

@@ -29,15 +29,16 @@ class Record:
             "training": request.training,
             "score": scored.score,
             "components": scored.components.as_extra_info(),
-            "teacher": _steps(request.teacher),
-            "student": _steps(scored.student),
+            "teacher": steps_as_lists(request.teacher),
+            "student": steps_as_lists(scored.student),
             "verdicts": [[v.meta_reasoning, v.sub_problem, v.answer] for v in scored.verdicts],
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _steps(structure: Structure | None) -> list[list[str | None]] | None:
+def steps_as_lists(structure: Structure | None) -> list[list[str | None]] | None:
+    """[[meta-reasoning, sub-problem, answer], ...], for JSON."""
     if structure is None:
         return None
     return [[step.meta_reasoning, step.sub_problem, step.answer] for step in structure.steps]

@@ -19,7 +19,7 @@ from verl_rlkd.gsrm.generator import StructureGenerator
 from verl_rlkd.matching import Matcher
 from verl_rlkd.rewards import combine_rewards, format_reward, split_response, tag_reward
 from verl_rlkd.scoring import score_structure
-from verl_rlkd.types import StepVerdict, Structure
+from verl_rlkd.types import StepVerdict, Structure, StructureScore
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class ScoringRequest:
     """The student's text, special tokens removed, ``<think>`` and ``<answer>`` tags kept."""
     problem: str
     """The problem's text, for the generator's prompt."""
-    ground_truth: str
-    """The gold answer."""
+    ground_truth: str | None
+    """The gold answer; None = there is none, for graders that know what to do then."""
     data_source: str
     """verl's ``data_source``; decides how the answer is graded."""
     domain: str
@@ -56,9 +56,15 @@ class ScoredResponse:
     """The student's complete steps; None if no structure was made."""
     verdicts: tuple[StepVerdict, ...] = ()
     """Comparison with the teacher's steps, up to the first mismatch."""
+    teacher: Structure | None = None
+    """What it was compared with."""
+    structure: StructureScore | None = None
+    """Algorithm 1's result, step by step; None if nothing was compared."""
+    failure: ServiceError | None = None
+    """Why it could not be scored, if ``components.failed``."""
 
 
-Grader = Callable[[str, str, str], Awaitable[Grade]]
+Grader = Callable[[str, str | None, str], Awaitable[Grade]]
 """(response, ground_truth, data_source) -> Grade."""
 
 
@@ -105,9 +111,10 @@ class ResponseScorer:
         parts = Components(no_think_end=float(reasoning is None))
         if request.teacher is None:
             return ScoredResponse(score=0.0, components=replace(parts, structure_missing=1.0))
-        parts = replace(parts, teacher_steps=float(len(request.teacher.steps)))
+        teacher = request.teacher
+        parts = replace(parts, teacher_steps=float(len(teacher.steps)))
         if reasoning is None:
-            return ScoredResponse(score=0.0, components=parts)
+            return ScoredResponse(score=0.0, components=parts, teacher=teacher)
 
         deadline = asyncio.get_running_loop().time() + self._config.retry.deadline_s
         started = time.perf_counter()
@@ -127,10 +134,10 @@ class ResponseScorer:
         started = time.perf_counter()
         try:
             async with asyncio.timeout_at(deadline):
-                verdicts = await self._matcher.match(made.structure, request.teacher)
+                verdicts = await self._matcher.match(made.structure, teacher)
         except (MatcherError, TimeoutError) as error:
             return _failure(parts, "matcher", error, time.perf_counter() - started)
-        teacher_steps = len(request.teacher.steps)
+        teacher_steps = len(teacher.steps)
         score = score_structure(verdicts, num_teacher_steps=teacher_steps, aggregate=self._config.aggregate)
         parts = replace(
             parts,
@@ -139,12 +146,16 @@ class ResponseScorer:
             matched_share=sum(verdict.meta_reasoning for verdict in verdicts) / teacher_steps,
             matcher_seconds=time.perf_counter() - started,
         )
-        return ScoredResponse(score=0.0, components=parts, student=made.structure, verdicts=verdicts)
+        return ScoredResponse(
+            score=0.0, components=parts, student=made.structure, verdicts=verdicts, teacher=teacher, structure=score
+        )
 
 
 def _failure(parts: Components, service: str, error: ServiceError | TimeoutError, seconds: float) -> ScoredResponse:
     """Mark the response as failed by ``service`` and log why, once per response."""
-    reason = "rlkd.retry.deadline_s passed" if isinstance(error, TimeoutError) else error
-    logger.warning("a response was not scored: %s failed: %s", service, reason)
+    if isinstance(error, TimeoutError):
+        kind = GeneratorError if service == "generator" else MatcherError
+        error = kind("rlkd.retry.deadline_s passed")
+    logger.warning("a response was not scored: %s failed: %s", service, error)
     failed = replace(parts, failed=1.0, **{f"{service}_failed": 1.0, f"{service}_seconds": seconds})
-    return ScoredResponse(score=0.0, components=failed)
+    return ScoredResponse(score=0.0, components=failed, failure=error)

@@ -27,15 +27,12 @@ from verl.utils.reward_score import default_compute_score
 from verl_rlkd.accuracy import AnswerGrader, Grade
 from verl_rlkd.components import Components
 from verl_rlkd.config import RlkdConfig
-from verl_rlkd.errors import ConfigError, GeneratorError, MatcherError
-from verl_rlkd.gsrm.client import ChatClient
-from verl_rlkd.gsrm.generator import StructureGenerator
-from verl_rlkd.gsrm.matchers import ExactMatcher, JudgeMatcher
+from verl_rlkd.errors import ConfigError
+from verl_rlkd.gsrm.connection import connect
 from verl_rlkd.gsrm.record import Record
 from verl_rlkd.gsrm.scorer import ResponseScorer, ScoredResponse, ScoringRequest
 from verl_rlkd.gsrm.store import TeacherStore, prompt_key
 from verl_rlkd.integration.run_config import MODE_MARK, rlkd_config
-from verl_rlkd.matching import Matcher
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +78,16 @@ class RLKDRewardManager(RewardManagerBase):
         self._graders = _Graders(self._rlkd)
         default_url = f"http://{reward_router_address}/v1" if reward_router_address else None
         default_model = config.reward.reward_model.model_path
-        self._scorer = _build_scorer(self._rlkd, self._graders, default_url, default_model, reward_model_tokenizer)
+        gsrm = connect(
+            self._rlkd,
+            math_equal=self._graders.pool.math_equal_async,
+            default_url=default_url,
+            default_model=default_model,
+            tokenizer=reward_model_tokenizer,
+        )
+        self._scorer = ResponseScorer(
+            self._rlkd, generator=gsrm.generator, matcher=gsrm.matcher, grader=self._graders.grade
+        )
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """{"reward_score": float, "reward_extra_info": {"acc", "rlkd/..."}} of the last sequence in ``data``."""
@@ -146,7 +152,8 @@ class _Graders:
         self._timeout_s = config.accuracy.timeout_s
         self._known: dict[str, bool] = {}
 
-    async def grade(self, response: str, ground_truth: str, data_source: str) -> Grade:
+    async def grade(self, response: str, ground_truth: str | None, data_source: str) -> Grade:
+        assert ground_truth is not None, "every row of a training or validation file has one"
         if not self._knows(data_source):
             return await self.pool.grade_async(response, ground_truth)
         try:
@@ -169,43 +176,6 @@ class _Graders:
             else:
                 self._known[data_source] = True
         return self._known[data_source]
-
-
-def _build_scorer(
-    config: RlkdConfig, graders: _Graders, default_url: str | None, default_model: str | None, tokenizer: Any
-) -> ResponseScorer:
-    gsrm, match = config.generator, config.matcher
-    # With structure weight 0 and no server nothing is ever sent; the address is then never used.
-    generator_url = gsrm.base_url or default_url or ""
-    generator_model = gsrm.model or default_model or ""
-    generator = StructureGenerator(
-        gsrm,
-        ChatClient(
-            generator_url,
-            api_key_env=gsrm.api_key_env,
-            timeout_s=gsrm.timeout_s,
-            retry=config.retry,
-            failure=GeneratorError,
-        ),
-        model=generator_model,
-        tokenizer=tokenizer,
-    )
-    matcher: Matcher
-    if match.kind == "exact":
-        matcher = ExactMatcher(graders.pool.math_equal_async)
-    else:
-        matcher = JudgeMatcher(
-            match,
-            ChatClient(
-                match.base_url or generator_url,
-                api_key_env=match.api_key_env or (gsrm.api_key_env if match.base_url is None else None),
-                timeout_s=match.timeout_s,
-                retry=config.retry,
-                failure=MatcherError,
-            ),
-            model=match.model or generator_model,
-        )
-    return ResponseScorer(config, generator=generator, matcher=matcher, grader=graders.grade)
 
 
 def _special_ids_to_drop(tokenizer: Any) -> frozenset[int]:

@@ -1,0 +1,70 @@
+"""From settings to a generator and a matcher that are ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from verl_rlkd.config import RlkdConfig
+from verl_rlkd.errors import GeneratorError, MatcherError
+from verl_rlkd.gsrm.client import ChatClient
+from verl_rlkd.gsrm.generator import StructureGenerator, Tokenizer
+from verl_rlkd.gsrm.matchers import ExactMatcher, JudgeMatcher
+from verl_rlkd.matching import Matcher
+
+MathEqual = Callable[[str, str], Awaitable[bool | None]]
+"""Whether two answers are mathematically equal; None = cannot say."""
+
+
+@dataclass(frozen=True)
+class Gsrm:
+    """The models behind the structure reward."""
+
+    generator: StructureGenerator
+    matcher: Matcher
+    clients: tuple[ChatClient, ...]
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop."""
+        for client in self.clients:
+            await client.close()
+
+
+def connect(
+    config: RlkdConfig,
+    *,
+    math_equal: MathEqual,
+    default_url: str | None = None,
+    default_model: str | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Gsrm:
+    """Generator and matcher of a configuration; nothing is sent.
+
+    Args:
+        config: Servers, models and decoding.
+        math_equal: How the exact matcher compares answers.
+        default_url: Where ``generator.base_url`` is null: the server that hosts the GSRM, up to and including "/v1".
+        default_model: Where ``generator.model`` is null: the GSRM's name in requests.
+        tokenizer: The GSRM's; without it lengths are estimated.
+
+    Raises:
+        ConfigError: A variable that should hold an API key is not set.
+    """
+    gsrm, match = config.generator, config.matcher
+    # With structure weight 0 and no server nothing is ever sent; the address is then never used.
+    url = gsrm.base_url or default_url or ""
+    model = gsrm.model or default_model or ""
+    client = ChatClient(
+        url, api_key_env=gsrm.api_key_env, timeout_s=gsrm.timeout_s, retry=config.retry, failure=GeneratorError
+    )
+    generator = StructureGenerator(gsrm, client, model=model, tokenizer=tokenizer)
+    if match.kind == "exact":
+        return Gsrm(generator, ExactMatcher(math_equal), (client,))
+    judge = ChatClient(
+        match.base_url or url,
+        api_key_env=match.api_key_env or (gsrm.api_key_env if match.base_url is None else None),
+        timeout_s=match.timeout_s,
+        retry=config.retry,
+        failure=MatcherError,
+    )
+    return Gsrm(generator, JudgeMatcher(match, judge, model=match.model or model), (client, judge))

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from verl_rlkd.commands.data_inspect import inspect
+from verl_rlkd.commands.data_prepare import prepare
 from verl_rlkd.commands.data_structure import structure
 from verl_rlkd.commands.data_validate import validate
 from verl_rlkd.commands.score import score
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Prepare what training reads.", no_args_is_help=True)
+data_app.command("prepare")(prepare)
 data_app.command("structure")(structure)
 data_app.command("validate")(validate)
 data_app.command("inspect")(inspect)

@@ -28,13 +28,11 @@ from typing import Any
 
 from watch import run_logged
 
+from verl_rlkd.data.prepare import INSTRUCTION
+
 logger = logging.getLogger("prepare")
 
 HERE = Path(__file__).parent
-INSTRUCTION = (
-    "\n\nThink step by step between <think> and </think>, "
-    "then give only the final answer between <answer> and </answer>."
-)
 SERVER_START_S = 300
 SFT_STEPS = 16
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from verl_rlkd.cli import app, main
 from verl_rlkd.config import GeneratorConfig, RetryConfig
 from verl_rlkd.data import structure as structure_module
+from verl_rlkd.data.estimate import estimate
 from verl_rlkd.data.structure import StructureSummary, structure_traces
 from verl_rlkd.data.traces import read_traces
 from verl_rlkd.errors import ConfigError, DataError, GeneratorError
@@ -331,3 +332,92 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path: Path) -> None
     store = TeacherStore(out)
     assert len(store) == 40
     assert all(store.get(key(n)) for n in range(40))
+
+
+def test_a_dry_run_estimates_what_is_missing_and_asks_nothing(tmp_path: Path) -> None:
+    rows = [row(n, trace="so " * 1000 + "</think>4") for n in range(10)]
+    traces = write_jsonl(tmp_path / "t.jsonl", rows)
+    base = ["data", "structure", "--traces", str(traces), "--out", str(tmp_path / "s.sqlite"), "--dry-run"]
+    done = CliRunner().invoke(app, [*base, "--price-in", "2", "--price-out", "10"])
+    assert done.exit_code == 0, done.output
+    assert "10 rows, 0 are there, 10 to do; 0 paths would be cut" in done.output
+    assert "at 0.25 per token of the path, assumed" in done.output
+    assert list(tmp_path.iterdir()) == [traces]
+    estimated = estimate(traces, tmp_path / "none", generator=GeneratorConfig())
+    # 2,999 bytes are taken to be 1,500 tokens; a quarter of them is expected back.
+    assert estimated.completion_tokens == 10 * 375
+    assert 10 * 1500 < estimated.prompt_tokens < 10 * 3000
+    assert estimated.cost(2, 10) == pytest.approx((estimated.prompt_tokens * 2 + 3750 * 10) / 1e6)
+    assert f"{estimated.cost(2, 10):,.2f}  at 2 and 10 per million" in done.output
+    with StubServer() as server:
+        half = write_jsonl(tmp_path / "half.jsonl", rows[:5])
+        run(server, half, tmp_path / "s.sqlite")
+    done = CliRunner().invoke(app, base)
+    assert "10 rows, 5 are there, 5 to do" in done.output
+    assert "measured on 5 structures" in done.output
+    small = estimate(traces, tmp_path / "none", generator=GeneratorConfig(context_tokens=1200, max_tokens=100))
+    assert (small.cut, small.prompt_tokens, small.most_completion_tokens) == (10, 10 * 1100, 1000)
+
+
+def test_without_a_server_nothing_but_a_dry_run_is_possible(tmp_path: Path) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(1)])
+    done = CliRunner().invoke(app, ["data", "structure", "--traces", str(traces), "--out", str(tmp_path / "s")])
+    assert isinstance(done.exception, ConfigError)
+    assert "give --base-url and --model" in str(done.exception)
+
+
+def test_a_trace_of_ten_megabytes_is_used_from_its_beginning(tmp_path: Path) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(1, trace="so it is. " * 1_000_000 + "</think>4")])
+    with StubServer() as server:
+        summary = run(server, traces, tmp_path / "s.sqlite")
+        assert summary.path_truncated == 1
+        assert len(text_of(server.requests[0])) < 100_000
+    record = TeacherStore(tmp_path / "s.sqlite").record(key(1))
+    assert record is not None
+    assert record.path_truncated
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path: Path) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(n) for n in range(400)])
+    out = tmp_path / "s.sqlite"
+    with StubServer() as server:
+        # The kernel refuses what lies beyond 64 KiB of any file, as it would on a full disk.
+        limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536)); "
+        code = limit + "from verl_rlkd.cli import main; main()"
+        arguments = [sys.executable, "-c", code, *command(server, traces, out)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {out}: ")
+        assert done.stderr.endswith("see that the disk has room and the file may be read (and, to make it, written)\n")
+        assert done.stderr.count("\n") == 1
+        stored = len(TeacherStore(out))
+        assert 0 < stored < 400
+        done = subprocess.run(
+            [sys.executable, "-m", "verl_rlkd.cli", *command(server, traces, out)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert f"400 rows, {stored} were there, {400 - stored} written" in done.stdout
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(1)])
+    with StubServer() as server:
+        # /proc is read-only even for root.
+        arguments = [sys.executable, "-m", "verl_rlkd.cli", *command(server, traces, Path("/proc/s.sqlite"))]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: /proc/s.sqlite")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_store_made_with_another_prompt_is_not_mixed(tmp_path: Path) -> None:
+    traces = write_jsonl(tmp_path / "t.jsonl", [row(1)])
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "math.txt").write_text("Another prompt: {{problem}} {{reasoning}}", encoding="utf-8")
+    with StubServer() as server:
+        run(server, traces, tmp_path / "s.sqlite")
+        with pytest.raises(DataError, match=r"its structures were made with prompt version of math '.*', not '"):
+            run(server, traces, tmp_path / "s.sqlite", prompt_dir=str(tmp_path / "prompts"))

@@ -12,7 +12,9 @@ from verl_rlkd.config import GeneratorConfig, RetryConfig
 from verl_rlkd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from verl_rlkd.data.estimate import Estimate
     from verl_rlkd.data.structure import StructureSummary
+    from verl_rlkd.gsrm.generator import Tokenizer
 
 _DEFAULTS = GeneratorConfig()
 
@@ -22,8 +24,8 @@ def structure(
         Path, typer.Option(help="Teacher traces: .jsonl or .parquet with prompt, problem, trace, domain.")
     ],
     out: Annotated[Path, typer.Option(help="Teacher store to make or go on with (SQLite).")],
-    base_url: Annotated[str, typer.Option(help="OpenAI-compatible server, e.g. http://host:8000/v1.")],
-    model: Annotated[str, typer.Option(help="Model name in requests.")],
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server, e.g. http://host:8000/v1.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model name in requests.")] = None,
     domain: Annotated[str, typer.Option(help="Domain of rows that name none.")] = _DEFAULTS.default_domain,
     constrained: Annotated[bool, typer.Option(help="Constrain decoding to the structure format (vLLM).")] = False,
     max_steps: Annotated[int, typer.Option(help="Steps at most, if constrained.")] = _DEFAULTS.max_steps,
@@ -42,8 +44,12 @@ def structure(
     ] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,
     prompt_dir: Annotated[Path | None, typer.Option(help="Folder with <domain>.txt prompts of your own.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate tokens and cost; ask nothing.")] = False,
+    price_in: Annotated[float | None, typer.Option(help="Price of 1M prompt tokens, for --dry-run.")] = None,
+    price_out: Annotated[float | None, typer.Option(help="Price of 1M generated tokens, for --dry-run.")] = None,
 ) -> None:
     """Make the teacher store. Run it again to go on where it stopped."""
+    from verl_rlkd.data.estimate import estimate
     from verl_rlkd.data.structure import structure_traces
 
     try:
@@ -64,6 +70,9 @@ def structure(
     except ValueError as error:
         raise ConfigError(str(error)) from None
     loaded = load_tokenizer(tokenizer) if tokenizer else None
+    if dry_run:
+        _print_estimate(estimate(traces, out, generator=generator, tokenizer=loaded), loaded, price_in, price_out)
+        return
     with progress_bar() as progress:
         summary = structure_traces(
             traces,
@@ -86,3 +95,21 @@ def _print_summary(summary: StructureSummary, out: Path) -> None:
     )
     for left in summary.left_out:
         typer.echo(f"left out: {left.count} rows, {left.reason}; first row {left.first_row}: {left.example}", err=True)
+
+
+def _print_estimate(
+    found: Estimate, tokenizer: Tokenizer | None, price_in: float | None, price_out: float | None
+) -> None:
+    how = "as the tokenizer counts" if tokenizer else "estimated from the texts' length; --tokenizer counts"
+    ratio = f"measured on {found.measured} structures" if found.measured else "assumed"
+    typer.echo(
+        f"{found.rows} rows, {found.there} are there, {found.rows - found.there} to do; "
+        f"{found.cut} paths would be cut to their beginning"
+    )
+    typer.echo(f"prompt tokens     {found.prompt_tokens:>15,}  {how}")
+    typer.echo(f"generated tokens  {found.completion_tokens:>15,}  at {found.ratio:.2f} per token of the path, {ratio}")
+    typer.echo(f"at most           {found.most_completion_tokens:>15,}  if each reached --max-tokens")
+    if price_in is not None or price_out is not None:
+        cost = found.cost(price_in or 0.0, price_out or 0.0)
+        typer.echo(f"expected cost     {cost:>15,.2f}  at {price_in or 0:g} and {price_out or 0:g} per million tokens")
+    typer.echo("nothing was asked and nothing written (--dry-run)")

@@ -14,10 +14,10 @@ from verl_rlkd.commands.terminal import load_tokenizer
 from verl_rlkd.config import GeneratorConfig, RlkdConfig
 from verl_rlkd.errors import ConfigError, DataError
 from verl_rlkd.parsing import parse_structure
+from verl_rlkd.types import Structure
 
 if TYPE_CHECKING:
     from verl_rlkd.gsrm.scorer import ScoredResponse
-    from verl_rlkd.types import Structure
 
 _DEFAULTS = GeneratorConfig()
 _FLAGS = {
@@ -52,8 +52,11 @@ def score(
     ] = _DEFAULTS.max_field_chars,
     max_tokens: Annotated[int, typer.Option(help="Tokens per structure at most.")] = _DEFAULTS.max_tokens,
     context_tokens: Annotated[int, typer.Option(help="The server's context, tokens.")] = _DEFAULTS.context_tokens,
+    timeout_s: Annotated[float, typer.Option(help="Limit of one request, seconds.")] = _DEFAULTS.timeout_s,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the GSRM's tokenizer.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,
+    judge_api_key_env: Annotated[str | None, typer.Option(help="The same for --judge-url.")] = None,
+    prompt_dir: Annotated[Path | None, typer.Option(help="Folder with <domain>.txt prompts of your own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score one response against one teacher: steps side by side, verdicts, components."""
@@ -75,9 +78,18 @@ def score(
                 "max_field_chars": max_field_chars,
                 "max_tokens": max_tokens,
                 "context_tokens": context_tokens,
+                "timeout_s": timeout_s,
                 "api_key_env": api_key_env,
+                "prompt_dir": str(prompt_dir) if prompt_dir else None,
             },
-            "matcher": {"kind": matcher, "base_url": judge_url, "model": judge_model, "threshold": threshold},
+            "matcher": {
+                "kind": matcher,
+                "base_url": judge_url,
+                "model": judge_model,
+                "api_key_env": judge_api_key_env,
+                "threshold": threshold,
+                "timeout_s": timeout_s,
+            },
         }
     )
     teacher: str | Structure
@@ -124,9 +136,10 @@ def _show(scored: ScoredResponse, config: RlkdConfig) -> None:
 
     console = Console()
     parts, weights = scored.components, config.weights
-    if scored.teacher is not None and scored.student is not None and scored.structure is not None:
+    if scored.teacher is not None:
+        per_step = scored.structure.per_step if scored.structure else ()
         console.print(
-            comparison_table(scored.teacher, scored.student, scored.verdicts, per_step=scored.structure.per_step)
+            comparison_table(scored.teacher, scored.student or Structure(()), scored.verdicts, per_step=per_step)
         )
     for name in ("accuracy", "structure", "format", "tags"):
         out = " (no part in the score)" if name == "accuracy" and parts.accuracy_missing else ""

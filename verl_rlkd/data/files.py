@@ -12,7 +12,9 @@ from verl_rlkd.errors import DataError
 Row = tuple[int, Mapping[str, Any]]
 """(1-based row of a .parquet or .json file, line of a .jsonl file; its fields)."""
 _PARQUET_ROWS = 64
-"""Rows held at a time. Pages are decompressed as they come, so memory follows the longest rows, not the file."""
+"""Rows held at a time."""
+_BUFFER_BYTES = 1 << 20
+"""Read ahead of a parquet column; pyarrow would read whole row groups, and some files are one."""
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -76,7 +78,7 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
             names = file.schema_arrow.names
             wanted = None if columns is None else [name for name in columns if name in names]
             row = 0
@@ -85,4 +87,5 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
                     row += 1
                     yield row, fields
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}; write it again") from None
+        cause = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} cannot be read as parquet: {cause}; write it again") from None

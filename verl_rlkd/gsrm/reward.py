@@ -10,24 +10,30 @@ trainer = GRPOTrainer(model, reward_funcs=reward, train_dataset=...)            
 from __future__ import annotations
 
 import asyncio
+import atexit
 import dataclasses
 import hashlib
+import logging
+import math
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from verl_rlkd.accuracy import AnswerGrader, Grade
 from verl_rlkd.config import RlkdConfig
-from verl_rlkd.errors import DataError
+from verl_rlkd.errors import ConfigError, DataError, GeneratorError, ServiceError
 from verl_rlkd.gsrm.connection import connect
 from verl_rlkd.gsrm.generator import Tokenizer
+from verl_rlkd.gsrm.messages import Messages, last_user_text, response_text
 from verl_rlkd.gsrm.scorer import ResponseScorer, ScoredResponse, ScoringRequest
 from verl_rlkd.gsrm.store import TeacherStore, prompt_key
 from verl_rlkd.rewards import split_response
 from verl_rlkd.types import Structure
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -36,7 +42,7 @@ GOLD_COLUMNS = ("ground_truth", "answer", "solution")
 TRACE_COLUMNS = ("trace", "reasoning")
 """Dataset columns that may hold the teacher's trace, in this order."""
 
-Prompt = str | Sequence[Mapping[str, Any]]
+Prompt = str | Messages
 """A text, or chat messages."""
 
 
@@ -55,6 +61,7 @@ class RLKDReward:
         teacher_store: str | Path | None = None,
         config: RlkdConfig | Mapping[str, Any] | None = None,
         tokenizer: Tokenizer | None = None,
+        on_failure: Literal["raise", "nan"] = "raise",
         on_scored: Callable[[ScoringRequest, ScoredResponse], None] | None = None,
     ) -> None:
         """Remember whom to ask; the first score connects.
@@ -66,16 +73,24 @@ class RLKDReward:
             teacher_store: Made by ``verl-rlkd data structure``; without it each call brings a trace or a structure.
             config: Everything else: an ``RlkdConfig``, or the ``rlkd:`` node as a mapping.
             tokenizer: The GSRM's, to measure lengths; estimated without.
-            on_scored: Told of every response, for logs; called in the reward's own thread.
+            on_failure: What TRL gets for a response that a model did not answer for: the error, which ends its run, or
+                NaN. TRL >= 1.6 leaves a NaN out of its group's mean and gives it advantage 0, where this is the only
+                reward function; beside others, it is rewarded by those alone. Before 1.6 TRL counts it as 0, a wrong
+                score: do not use it there.
+            on_scored: Told of every response whose teacher is known, failed ones too, for logs. It is called in the
+                reward's own thread, so it must be quick and must not score.
 
         Raises:
             ConfigError: A setting is wrong.
         """
+        if on_failure not in ("raise", "nan"):
+            raise ConfigError(f"on_failure is {on_failure!r}; give 'raise' or 'nan'")
         settings = config if isinstance(config, RlkdConfig) else RlkdConfig.from_mapping(config)
         generator = dataclasses.replace(settings.generator, base_url=base_url, model=model)
         self.config = dataclasses.replace(settings, generator=generator)
         self.__name__ = "rlkd_reward"  # TRL logs a reward function by this name
         self._store = TeacherStore(Path(teacher_store)) if teacher_store is not None else None
+        self._on_failure = on_failure
         self._on_scored = on_scored
         self._grader = AnswerGrader(
             max_workers=self.config.accuracy.max_workers, timeout_s=self.config.accuracy.timeout_s
@@ -85,7 +100,7 @@ class RLKDReward:
             self.config, generator=self._gsrm.generator, matcher=self._gsrm.matcher, grader=self._grade
         )
         self._teachers: dict[str, asyncio.Task[Structure]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
         self._starting = threading.Lock()
 
     def score(
@@ -102,7 +117,8 @@ class RLKDReward:
         Args:
             response: The student's text, from ``<think>`` (or what follows it, with ``think_prefilled``) to its end.
             problem: The problem's text.
-            teacher: The teacher's trace (it is structured once and remembered) or its structure.
+            teacher: The teacher's trace (it is structured once and remembered) or its structure. Not looked at where
+                the weight of structure is 0.
             ground_truth: The gold answer; without one accuracy has no part in the score.
             domain: math, code, science or puzzle; ``config.generator.default_domain`` if None.
 
@@ -114,7 +130,7 @@ class RLKDReward:
             ConfigError: The domain is unknown.
             GeneratorError, MatcherError: A model did not answer, or not readably: never a silent 0.
         """
-        return self._submit(self._score(response, problem, teacher, ground_truth, domain)).result()
+        return _result(self._submit(self._score(response, problem, teacher, ground_truth, domain)))
 
     async def score_async(
         self,
@@ -133,47 +149,54 @@ class RLKDReward:
 
         Args:
             prompts: Texts or chat messages; with a teacher store they are its keys, a text as one user message.
-            completions: Texts or chat messages, of which the last one counts.
-            columns: The dataset's columns as lists: a gold answer (``GOLD_COLUMNS``); a trace (``TRACE_COLUMNS``),
-                unless there is a teacher store; optionally problem (otherwise the last user message) and domain.
-                Others are ignored.
+            completions: Texts or chat messages, of which the assistant's last one counts.
+            columns: The dataset's columns as lists: a gold answer (``GOLD_COLUMNS``; a row without one leaves accuracy
+                out); a trace (``TRACE_COLUMNS``), unless there is a teacher store; optionally problem (otherwise the
+                last user message), domain and data_source. Others, and what else TRL passes, are ignored.
 
         Returns:
-            One score per completion.
+            One score per completion; NaN for one that failed, with ``on_failure="nan"``.
 
         Raises:
-            DataError: A column is missing, or a teacher is.
-            GeneratorError, MatcherError: A model did not answer. TRL would count None or NaN as 0 wherever this is the
-                only reward function, so neither is returned.
+            DataError: A column is missing or a teacher is; the message names it.
+            GeneratorError, MatcherError: A model did not answer; with ``on_failure="raise"``.
         """
-        golds = _column(columns, GOLD_COLUMNS, "gold answer")
-        traces = None if self._store else _column(columns, TRACE_COLUMNS, "teacher's trace")
-        responses = []
-        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            responses.append(
-                (
-                    completion if isinstance(completion, str) else str(completion[-1].get("content") or ""),
-                    str(columns["problem"][i]) if "problem" in columns else _last_user_text(messages),
-                    self._stored(messages) if traces is None else traces[i],
-                    None if golds[i] is None else str(golds[i]),
-                    columns["domain"][i] if "domain" in columns else None,
-                )
-            )
+        rows = self._rows(prompts, completions, columns)
 
-        async def all_of_them() -> list[ScoredResponse]:
-            return await asyncio.gather(*(self._score(*response) for response in responses))
+        async def score(row: _Row) -> float:
+            try:
+                return (await self._score(*row)).score
+            except ServiceError as error:
+                if self._on_failure == "raise":
+                    raise
+                logger.warning("a response gets NaN: %s", error)
+                return math.nan
 
-        return [scored.score for scored in self._submit(all_of_them()).result()]
+        async def score_all() -> list[float]:
+            tasks = [asyncio.create_task(score(row)) for row in rows]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                # After an error the others would only cost calls.
+                for task in tasks:
+                    task.cancel()
+
+        return _result(self._submit(score_all()))
 
     def close(self) -> None:
-        """Close connections, worker processes and the thread; the next score would start them again."""
+        """Close connections, worker processes and the thread; scores under way are cancelled.
+
+        Called when the interpreter exits, too. The next score starts everything again.
+        """
         with self._starting:
-            loop, self._loop = self._loop, None
-        if loop is not None:
-            asyncio.run_coroutine_threadsafe(self._gsrm.close(), loop).result()
+            running, self._running = self._running, None
+        if running is not None:
+            loop, thread = running
+            atexit.unregister(self.close)
+            asyncio.run_coroutine_threadsafe(self._shut_down(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
-        self._teachers.clear()
+            thread.join()
+            loop.close()
         self._grader.close()
 
     def __enter__(self) -> Self:
@@ -186,23 +209,78 @@ class RLKDReward:
 
     def _submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
         with self._starting:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="rlkd-reward", daemon=True).start()
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+            if self._running is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name="rlkd-reward", daemon=True)
+                thread.start()
+                atexit.register(self.close)
+                self._running = loop, thread
+            return asyncio.run_coroutine_threadsafe(work, self._running[0])
+
+    async def _shut_down(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._teachers.clear()
+        await self._gsrm.close()
+
+    def _rows(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Mapping[str, Any]) -> list[_Row]:
+        """What ``_score`` takes, of each completion."""
+        count = len(prompts)
+        golds = _column(columns, GOLD_COLUMNS, count, "gold answer")
+        if self.config.weights.structure == 0:
+            traces: Sequence[Any] = [""] * count
+        elif self._store is None:
+            traces = _column(columns, TRACE_COLUMNS, count, "teacher's trace")
+        else:
+            traces = []
+        optional = {name: _column(columns, (name,), count) for name in ("problem", "domain", "data_source")}
+        rows: list[_Row] = []
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            messages: Messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            if not isinstance(completion, str):
+                completion = response_text(completion, think_prefilled=self.config.think_prefilled)
+            problem = optional["problem"][i]
+            teacher = traces[i] if traces else self._stored(messages)
+            if not isinstance(teacher, str | Structure):
+                raise DataError(
+                    f"a teacher's trace is {teacher!r}, of the prompt {last_user_text(messages)[:60]!r}; give a text, "
+                    "or leave the row out"
+                )
+            gold, domain = golds[i], optional["domain"][i]
+            rows.append(
+                (
+                    completion,
+                    last_user_text(messages) if problem is None else str(problem),
+                    teacher,
+                    None if gold is None else str(gold),
+                    None if domain is None else str(domain),
+                    str(optional["data_source"][i] or ""),
+                )
+            )
+        return rows
 
     async def _score(
-        self, response: str, problem: str, teacher: str | Structure, ground_truth: str | None, domain: str | None
+        self,
+        response: str,
+        problem: str,
+        teacher: str | Structure,
+        ground_truth: str | None,
+        domain: str | None,
+        data_source: str = "",
     ) -> ScoredResponse:
         domain = domain or self.config.generator.default_domain
-        structure = teacher if isinstance(teacher, Structure) else await self._structured(teacher, problem, domain)
-        if not structure.steps:
-            raise DataError("the teacher's structure has no step; give its trace, or a structure with at least one")
+        structure = None
+        if self.config.weights.structure > 0:
+            structure = teacher if isinstance(teacher, Structure) else await self._structured(teacher, problem, domain)
+            if not structure.steps:
+                raise DataError("the teacher's structure has no step; give its trace, or a structure with at least one")
         request = ScoringRequest(
             response=response,
             problem=problem,
             ground_truth=ground_truth,
-            data_source="",
+            data_source=data_source,
             domain=domain,
             teacher=structure,
         )
@@ -231,7 +309,11 @@ class RLKDReward:
         reasoning = split_response(trace).reasoning
         if not reasoning:
             raise DataError(f"a teacher's trace has no reasoning before </think>; it begins {trace[:60]!r}")
-        made = await self._gsrm.generator.generate(problem, reasoning, domain=domain)
+        try:
+            async with asyncio.timeout(self.config.retry.deadline_s):
+                made = await self._gsrm.generator.generate(problem, reasoning, domain=domain)
+        except TimeoutError:
+            raise GeneratorError("rlkd.retry.deadline_s passed before a teacher's structure arrived") from None
         if not made.structure.steps:
             raise DataError(
                 f"the GSRM found no complete step in a teacher's trace; its answer begins {made.text[:80]!r}"
@@ -243,19 +325,40 @@ class RLKDReward:
         structure = self._store.get(prompt_key(messages))
         if structure is None:
             raise DataError(
-                f"{self._store.path}: no structure for the prompt {_last_user_text(messages)[:60]!r}; run "
+                f"{self._store.path}: no structure for the prompt {last_user_text(messages)[:60]!r}; run "
                 "`verl-rlkd data structure` on its trace, with the same messages"
             )
         return structure
 
 
-def _column(columns: Mapping[str, Any], names: Sequence[str], what: str) -> Sequence[Any]:
+_Row = tuple[str, str, str | Structure, str | None, str | None, str]
+"""(response, problem, teacher, gold answer, domain, data source)."""
+
+
+def _column(columns: Mapping[str, Any], names: Sequence[str], count: int, needed: str = "") -> Sequence[Any]:
+    """The first column there is of ``names``, with ``count`` values.
+
+    Args:
+        columns: Their values by name.
+        names: In order of preference.
+        count: Values it must have.
+        needed: What it holds, for the message, if it may not be missing; otherwise a missing column is all None.
+    """
     for name in names:
         if name in columns:
             values: Sequence[Any] = columns[name]
+            if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
+                raise DataError(f"the column {name} is no list of {count} values, one per completion")
             return values
-    raise DataError(f"no column holds the {what}; name one of the dataset's columns {', '.join(names)}")
+    if needed:
+        raise DataError(f"no column holds the {needed}; name one of the dataset's columns {', '.join(names)}")
+    return [None] * count
 
 
-def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    return next((str(m["content"]) for m in reversed(messages) if m.get("role") == "user"), "")
+def _result(future: Future[_T]) -> _T:
+    """Wait for ``future``; whoever stops waiting (Ctrl-C) cancels it."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

@@ -29,6 +29,7 @@ from verl_rlkd.components import Components
 from verl_rlkd.config import RlkdConfig
 from verl_rlkd.errors import ConfigError
 from verl_rlkd.gsrm.connection import connect
+from verl_rlkd.gsrm.messages import last_user_text
 from verl_rlkd.gsrm.record import Record
 from verl_rlkd.gsrm.scorer import ResponseScorer, ScoredResponse, ScoringRequest
 from verl_rlkd.gsrm.store import TeacherStore, prompt_key
@@ -113,7 +114,7 @@ class RLKDRewardManager(RewardManagerBase):
             teacher = self._store.get(prompt_key(messages))
         return ScoringRequest(
             response=self._decode(tensors, fields),
-            problem=str(extra.get("problem") or _last_user_text(messages)),
+            problem=str(extra.get("problem") or last_user_text(messages)),
             ground_truth=str(fields["reward_model"]["ground_truth"]),
             data_source=str(fields["data_source"]),
             domain=str(extra.get("domain") or self._rlkd.generator.default_domain),
@@ -185,10 +186,3 @@ def _special_ids_to_drop(tokenizer: Any) -> frozenset[int]:
         for i, token in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
         if token not in TAG_TOKENS
     )
-
-
-def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    content = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")
-    if isinstance(content, str):
-        return content
-    return "\n".join(str(part.get("text", "")) for part in content)

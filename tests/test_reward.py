@@ -232,12 +232,16 @@ def test_completions_as_trl_makes_them(reward: RLKDReward, completion: list[dict
     assert reward([user("p")], [completion], answer=["4"], trace=["so</think>4"]) == [1.0]
 
 
-def test_a_completion_cut_inside_its_reasoning_has_no_structure(server: StubServer) -> None:
-    for message in ({"content": "<think>\nfirst"}, {"thinking": "first", "content": ""}, {"content": None}):
-        with RLKDReward(server.base_url, "gsrm", config=QUICK, on_scored=lambda _, s: flags.append(s)) as reward:
-            flags: list[ScoredResponse] = []
-            reward(["p"], [[{"role": "assistant", **message}]], answer=["4"], trace=["so</think>4"])
-        assert flags[0].components.no_think_end == 1.0
+@pytest.mark.parametrize(
+    "message", [{"content": "<think>\nfirst"}, {"thinking": "first", "content": ""}, {"content": None}]
+)
+def test_a_completion_cut_inside_its_reasoning_has_no_structure(server: StubServer, message: dict[str, Any]) -> None:
+    told: list[ScoredResponse] = []
+    with RLKDReward(
+        server.base_url, "gsrm", config=QUICK, on_scored=lambda _request, scored: told.append(scored)
+    ) as reward:
+        reward(["p"], [[{"role": "assistant", **message}]], answer=["4"], trace=["so</think>4"])
+    assert told[0].components.no_think_end == 1.0
 
 
 def test_with_a_prefilled_template_the_opening_tag_is_given(server: StubServer) -> None:
@@ -331,9 +335,9 @@ def test_a_teacher_that_does_not_answer_is_our_failure_as_well(server: StubServe
         "answer": ["4"],
         "trace": ["a</think>"],
     }
-    with RLKDReward(server.base_url, "gsrm", config=config) as reward:
-        with pytest.raises(GeneratorError, match="deadline_s passed before a teacher's structure arrived"):
-            reward(**batch)
+    late = "deadline_s passed before a teacher's structure arrived"
+    with RLKDReward(server.base_url, "gsrm", config=config) as reward, pytest.raises(GeneratorError, match=late):
+        reward(**batch)
     with RLKDReward(server.base_url, "gsrm", config=config, on_failure="nan") as reward:
         assert math.isnan(reward(**batch)[0])
 

@@ -68,6 +68,65 @@ def test_an_exit_and_flags_are_said_in_words(server: StubServer, files: dict[str
     assert "accuracy  0.000  x 15 (no part in the score)" in done.output
     done = run(server, "--response", files["cut"], *teacher, "--problem", "p", "--answer", "4")
     assert "note: no </think>: the response was cut, structure 0" in done.output
+    # The teacher is shown all the same.
+    assert "look at it" in done.output
+
+
+def test_judge_and_generator_may_be_two_servers_with_two_keys(
+    server: StubServer, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIRST_KEY", "one")
+    monkeypatch.setenv("SECOND_KEY", "two")
+    arguments = ["--response", files["response"], "--teacher-structure", files["structure"], "--problem", "p"]
+    with StubServer() as judge:
+        others = ["--judge-url", judge.base_url, "--judge-model", "judge", "--judge-api-key-env", "SECOND_KEY"]
+        before = len(server.requests)
+        assert run(server, *arguments, *others, "--api-key-env", "FIRST_KEY").exit_code == 0
+        assert [headers["Authorization"] for headers in server.headers[before:]] == ["Bearer one"]
+        assert {headers["Authorization"] for headers in judge.headers} == {"Bearer two"}
+        assert {payload["model"] for payload in judge.requests} == {"judge"}
+
+
+def test_how_structures_are_made_can_be_set(server: StubServer, files: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "law.txt").write_text("As a lawyer: {{problem}} {{reasoning}}", encoding="utf-8")
+    arguments = ["--response", files["response"], "--teacher-structure", files["structure"], "--problem", "p"]
+    constrained = ["--constrained", "--max-steps", "3", "--max-field-chars", "50", "--max-tokens", "700"]
+    prompt = ["--prompt-dir", str(tmp_path), "--domain", "law"]
+    before = len(server.generator_requests)
+    assert run(server, *arguments, *constrained, *prompt).exit_code == 0
+    (asked,) = server.generator_requests[before:]
+    assert asked["messages"][0]["content"] == "As a lawyer: p first this, then that"
+    assert asked["max_tokens"] == 700
+    assert asked["structured_outputs"]["regex"].endswith("{1,3}")
+
+
+def test_the_threshold_decides(server: StubServer, files: dict[str, str]) -> None:
+    # The stub judge says yes with P = 0.9.
+    arguments = ["--response", files["response"], "--teacher-structure", files["structure"], "--problem", "p", "--json"]
+    exits = [json.loads(run(server, *arguments, "--threshold", t).output)["exit_step"] for t in ("0.85", "0.95")]
+    assert exits == [None, 1]
+
+
+def test_a_prefilled_opening_tag_is_given(server: StubServer, files: dict[str, str]) -> None:
+    arguments = ["--response", "-", "--teacher-structure", files["structure"], "--problem", "p", "--json"]
+    for more, tags in (([], 0.75), (["--think-prefilled"], 1.0)):
+        done = run(server, *arguments, *more, stdin=GOOD.removeprefix("<think>\n"))
+        assert json.loads(done.output)["components"]["rlkd/tags"] == tags
+
+
+def test_a_server_that_refuses_ends_with_code_1(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StubServer(lambda _payload: 404) as server:
+        where = ["score", "--base-url", server.base_url, "--model", "nobody", "--problem", "p"]
+        command = [*where, "--response", files["response"], "--teacher-trace", files["trace"]]
+        monkeypatch.setattr("sys.argv", ["verl-rlkd", *command])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 1
+    errors = capsys.readouterr().err
+    assert "model nobody: no answer after 1 attempt: HTTP 404" in errors
+    assert errors.count("\n") == 1
 
 
 def test_stdin_and_json(server: StubServer, files: dict[str, str]) -> None:

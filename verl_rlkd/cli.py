@@ -1,4 +1,4 @@
-"""The command ``verl-rlkd``. Exit codes: 0 done, 1 a model failed or rows are left without a structure, 2 bad input."""
+"""The command ``verl-rlkd``. Exit codes: 0 done, 1 a model or a check failed, 2 bad input."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from verl_rlkd.commands.data_inspect import inspect
 from verl_rlkd.commands.data_prepare import prepare
 from verl_rlkd.commands.data_structure import structure
 from verl_rlkd.commands.data_validate import validate
+from verl_rlkd.commands.doctor import doctor
 from verl_rlkd.commands.score import score
 from verl_rlkd.errors import RlkdError, ServiceError
 
@@ -26,6 +27,7 @@ data_app.command("structure")(structure)
 data_app.command("validate")(validate)
 data_app.command("inspect")(inspect)
 app.add_typer(data_app, name="data")
+app.command("doctor")(doctor)
 app.command("score")(score)
 
 

@@ -88,8 +88,9 @@ def validate_data(
     val = _Rows(prompt_column, generator.prompt_dir, sample)
     if val_files:
         checks.append(val.read("validation rows", val_files))
-        checks.append(_overlap(train, val))
-    if store is not None:
+        if train.keys and val.keys:
+            checks.append(_overlap(train, val))
+    if store is not None and train.keys:
         checks += _store_checks(store, train, generator.prompt_dir)
     if tokenizer is not None:
         checks.append(_prompt_lengths(train, tokenizer, max_prompt_length))

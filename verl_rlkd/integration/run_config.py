@@ -7,14 +7,14 @@ and again in the trainer, for those who start it by other means.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_rlkd.config import RlkdConfig
-from verl_rlkd.errors import ConfigError
+from verl_rlkd.errors import ConfigError, DataError
 from verl_rlkd.gsrm.client import ping
 from verl_rlkd.gsrm.prompting import known_domain
 from verl_rlkd.gsrm.store import TeacherStore
@@ -52,24 +52,33 @@ def check_run(config: DictConfig) -> RlkdConfig:
         ConfigError, DataError: One line: the key or file, what is wrong, and the cure.
     """
     rlkd = rlkd_config(config)
-    _check_mode(config)
-    if config.actor_rollout_ref.rollout.n < 2:
-        raise ConfigError(
-            f"actor_rollout_ref.rollout.n is {config.actor_rollout_ref.rollout.n}; "
-            "RLKD compares the responses of a group: give 2 or more"
-        )
-    if rlkd.weights.structure > 0:
-        _check_servers(config, rlkd)
-        _check_store(rlkd)
-        known_domain(rlkd.generator.default_domain, rlkd.generator.prompt_dir)
+    for check in _CHECKS:
+        check(config, rlkd)
     return rlkd
+
+
+def problems(config: DictConfig) -> list[ConfigError | DataError]:
+    """Everything that ``check_run`` refuses, not only the first; the servers are left to the caller."""
+    found: list[ConfigError | DataError] = []
+    try:
+        rlkd = rlkd_config(config)
+    except ConfigError as error:
+        return [error]
+    for check in _CHECKS:
+        if check is _check_servers:
+            continue
+        try:
+            check(config, rlkd)
+        except (ConfigError, DataError) as error:
+            found.append(error)
+    return found
 
 
 def _mode(config: DictConfig) -> str:
     return str(OmegaConf.select(config, "trainer.v1.trainer_mode"))
 
 
-def _check_mode(config: DictConfig) -> None:
+def _check_mode(config: DictConfig, _rlkd: RlkdConfig) -> None:
     mode = _mode(config)
     marked = OmegaConf.select(config, f"trainer.v1.{MODE_MARK}") is not None
     if config.reward.reward_manager.name not in MANAGERS:
@@ -85,8 +94,18 @@ def _check_mode(config: DictConfig) -> None:
         )
 
 
-def _check_servers(config: DictConfig, rlkd: RlkdConfig) -> None:
-    """Either verl hosts the GSRM, or its address answers; the same for a judge of its own."""
+def _check_group(config: DictConfig, _rlkd: RlkdConfig) -> None:
+    if config.actor_rollout_ref.rollout.n < 2:
+        raise ConfigError(
+            f"actor_rollout_ref.rollout.n is {config.actor_rollout_ref.rollout.n}; "
+            "RLKD compares the responses of a group: give 2 or more"
+        )
+
+
+def _check_gsrm(config: DictConfig, rlkd: RlkdConfig) -> None:
+    """Either verl hosts the GSRM, or there is an address."""
+    if not rlkd.weights.structure:
+        return
     reward_model = config.reward.reward_model
     if rlkd.generator.base_url is None:
         if not reward_model.enable:
@@ -104,13 +123,35 @@ def _check_servers(config: DictConfig, rlkd: RlkdConfig) -> None:
     elif rlkd.generator.model is None and not reward_model.model_path:
         raise ConfigError("rlkd.generator.model is null; give the model's name at rlkd.generator.base_url")
 
+
+def _check_servers(_config: DictConfig, rlkd: RlkdConfig) -> None:
+    """The addresses answer."""
     for name, node in (("generator", rlkd.generator), ("matcher", rlkd.matcher)):
-        if node.base_url is not None and not (name == "matcher" and rlkd.matcher.kind == "exact"):
+        asked = rlkd.weights.structure > 0 and not (name == "matcher" and rlkd.matcher.kind == "exact")
+        if asked and node.base_url is not None:
             asyncio.run(ping(node.base_url, setting=f"rlkd.{name}.base_url", api_key_env=node.api_key_env))
 
 
-def _check_store(rlkd: RlkdConfig) -> None:
+def _check_store(_config: DictConfig, rlkd: RlkdConfig) -> None:
+    if not rlkd.weights.structure:
+        return
     if rlkd.teacher_store is None:
         raise ConfigError("rlkd.teacher_store is null; make one with `verl-rlkd data structure` and give its path")
     if not len(TeacherStore(Path(rlkd.teacher_store))):
         raise ConfigError(f"rlkd.teacher_store {rlkd.teacher_store} is empty; run `verl-rlkd data structure` again")
+
+
+def _check_domain(_config: DictConfig, rlkd: RlkdConfig) -> None:
+    if rlkd.weights.structure:
+        known_domain(rlkd.generator.default_domain, rlkd.generator.prompt_dir)
+
+
+_CHECKS: tuple[Callable[[DictConfig, RlkdConfig], None], ...] = (
+    _check_mode,
+    _check_group,
+    _check_gsrm,
+    _check_servers,
+    _check_store,
+    _check_domain,
+)
+"""In the order in which a user would set things right."""

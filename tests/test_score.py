@@ -29,7 +29,7 @@ def server() -> Iterator[StubServer]:
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
     texts = {
-        "response": GOOD,
+        "response": GOOD + "\n",  # as editors end a file
         "cut": "<think>\nfirst th",
         "structure": render_structure(TEACHER),
         "trace": "so it is\n</think>\n4",

@@ -121,7 +121,8 @@ def _read(name: str, option: str) -> str:
         raise DataError(f"{option} {name}: not UTF-8 ({error}); save it as UTF-8") from None
     if not text.strip() and option != "--response":
         raise DataError(f"{option} {name}: empty; give a text")
-    return text
+    # The line feed that editors end a file with is not the model's; as part of a response it would cost the format.
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _structure(name: str) -> Structure:

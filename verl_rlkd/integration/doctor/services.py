@@ -152,8 +152,12 @@ async def _generator(gsrm: Gsrm, rlkd: RlkdConfig, url: str, model: str) -> Chec
             detail=f"no complete step in its answer, which begins {made.text[:80]!r}",
             cure="use a model trained as a GSRM, or rlkd.generator.constrained=true",
         )
-    steps = f"{len(made.structure.steps)} steps" + (", cut at the token limit" if made.cut else "")
-    return Check(name=name, status="ok", detail=f"{model} at {url}: {steps} of a two-step solution")
+    detail = f"{model} at {url}: {len(made.structure.steps)} steps of a solution in two"
+    if made.cut:
+        detail += f", and no end before {rlkd.generator.max_tokens} tokens"
+        cure = "use a model trained as a GSRM, or a smaller rlkd.generator.max_steps with constrained=true"
+        return Check(name=name, status="warning", detail=detail, cure=cure)
+    return Check(name=name, status="ok", detail=detail)
 
 
 async def _judge(gsrm: Gsrm, url: str, model: str, api_key_env: str | None) -> Check:

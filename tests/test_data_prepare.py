@@ -199,6 +199,11 @@ def test_benchmark_problems_are_kept_out_and_reported(tmp_path: Path) -> None:
         ([plain(1, domain="mth")], "row 1: domain: no generator prompt for the domain 'mth'; did you mean 'math'?"),
         ([plain(1, problem=["x"])], "row 1: problem: a list; give a text"),
         ([openr1(1, generations="x")], "row 1: generations: a str; give a list"),
+        (
+            [openr1(1, correctness_math_verify=[False, "true", None])],
+            "row 1: correctness_math_verify: a str in it; give true or false",
+        ),
+        ([], "a.jsonl: no row; give files with rows"),
         ([plain(1, answer=None)], "no training row is left of 1: 1 answer is null or empty, first"),
         ([plain(1), "x"], "row 2: a str; write one JSON object per line"),
     ],
@@ -277,7 +282,54 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("setting", [{"source": "openr2"}, {"val_share": 1.0}, {"max_trace_chars": 0}, {"domain": "x"}])
+def test_overwrite_deletes_nothing_but_what_prepare_wrote(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [plain(1), plain(2)])
+    run(source, tmp_path / "out")
+    store = tmp_path / "out" / "teachers.sqlite"
+    store.write_bytes(b"hours of work")
+    with pytest.raises(
+        DataError, match=r"out holds 'teachers.sqlite', which `data prepare` did not write; --overwrite"
+    ):
+        prepare([source], tmp_path / "out", PrepareConfig(), overwrite=True)
+    with pytest.raises(DataError, match=r"a.jsonl is a file; give another --out"):
+        prepare([source], source, PrepareConfig(), overwrite=True)
+
+    late = write(tmp_path / "late.jsonl", [plain(n) for n in range(3)])
+    store.unlink()
+    with pytest.raises(DataError, match=r"out holds 'teachers.sqlite'"):
+        # It is put there while the rows are read.
+        prepare([late], tmp_path / "out", PrepareConfig(), overwrite=True, advance=lambda _: store.touch())
+    assert store.exists()
+    assert len(made(tmp_path / "out", "train")) == 2
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_missing_number_of_pandas_is_no_answer(tmp_path: Path) -> None:
+    rows = [plain(1, answer=2.0), plain(2, answer=float("nan"))]
+    report = run(write(tmp_path / "a.parquet", rows), tmp_path / "out")
+    assert {reason: drop.count for reason, drop in report.drops.items()} == {"answer is null or empty": 1}
+    assert [row["reward_model"]["ground_truth"] for row in made(tmp_path / "out", "train")] == ["2.0"]
+
+
+def test_short_rows_are_not_gathered_without_limit(tmp_path: Path) -> None:
+    run(write(tmp_path / "a.jsonl", [plain(n) for n in range(20_000)]), tmp_path / "out")
+    for name in ("train", "traces"):
+        metadata = pyarrow.parquet.read_metadata(tmp_path / "out" / f"{name}.parquet")
+        assert max(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) <= 8_000
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"source": "openr2"},
+        {"val_share": 1.0},
+        {"val_share": float("nan")},
+        {"max_trace_chars": 0},
+        {"domain": "x"},
+        {"system_prompt": "\udcff"},
+        {"instruction": "\udcff"},
+    ],
+)
 def test_wrong_settings_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         PrepareConfig(**setting)

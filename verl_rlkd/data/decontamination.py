@@ -55,9 +55,9 @@ class Benchmarks:
 
 
 def _grams(text: str) -> Iterator[str]:
-    """Every N words in a row, lower-case and without punctuation; the whole text if it has fewer."""
+    """Every N words in a row, lower-case and without punctuation; the whole text if it has fewer, nothing if none."""
     words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-    for i in range(max(1, len(words) - N + 1)):
+    for i in range(max(1, len(words) - N + 1) if words else 0):
         yield " ".join(words[i : i + N])
 
 

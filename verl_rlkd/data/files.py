@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from verl_rlkd.errors import DataError
 
 Row = tuple[int, Mapping[str, Any]]
 """(1-based row of a .parquet or .json file, line of a .jsonl file; its fields)."""
-_PARQUET_ROWS = 64
-"""Rows held at a time."""
+_PARQUET_ROWS = 16
+"""Rows held at a time, beside one page of each column, which only the file's writer can make smaller."""
 _BUFFER_BYTES = 1 << 20
 """Read ahead of a parquet column; pyarrow would read whole row groups, and some files are one."""
 
@@ -30,12 +30,22 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a .jsonl, .json or .parquet file")
     if path.suffix == ".jsonl":
-        return _jsonl_rows(path)
+        return _readable(path, _jsonl_rows(path))
     if path.suffix == ".json":
-        return _json_rows(path)
+        return _readable(path, _json_rows(path))
     if path.suffix == ".parquet":
         return _parquet_rows(path, columns)
     raise DataError(f"{path} ends in {path.suffix or 'no suffix'}; give a .jsonl, .json or .parquet file")
+
+
+def _readable(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    """``rows``; an error of the file system is one line that names the file, not what is being written from it."""
+    try:
+        yield from rows
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; see that the disk is there and the file is yours"
+        ) from None
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -77,15 +87,27 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    row = 0
     try:
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
             names = file.schema_arrow.names
-            wanted = None if columns is None else [name for name in columns if name in names]
-            row = 0
+            # None of them: then all, so that a message can say what there is.
+            wanted = [name for name in columns or () if name in names] or None
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
-                for fields in batch.to_pylist():
+                for fields in _fields(batch):
                     row += 1
                     yield row, fields
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: row {row + 1}: not UTF-8 ({error}); write it again with UTF-8 texts") from None
     except (pyarrow.ArrowException, OSError) as error:
         cause = " ".join(str(error).split())[:200]
         raise DataError(f"{path} cannot be read as parquet: {cause}; write it again") from None
+
+
+def _fields(batch: Any) -> Iterable[Mapping[str, Any]]:
+    """The rows of a pyarrow batch."""
+    try:
+        rows: list[Mapping[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:  # some row's; one by one they come as far as that row
+        return (batch.slice(i, 1).to_pylist()[0] for i in range(batch.num_rows))
+    return rows

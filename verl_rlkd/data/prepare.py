@@ -38,7 +38,11 @@ INSTRUCTION = (
 """What is added to each problem: the response format that format and tag rewards want."""
 DATA_SOURCES = {"openr1": "openr1_math", "openthoughts": "openthoughts", "plain": "verl_rlkd"}
 """Format -> data_source; verl's own scorers know none of these names, so Math-Verify grades them."""
+FILES = ("train.parquet", "val.parquet", "traces.parquet", "report.json")
+"""What a folder of ``prepare`` may hold."""
 _ROW_GROUP_CHARS = 8_000_000
+_ROW_CHARS = 1_000
+"""A row's part of that beside its text: in memory a short row is mostly Python objects."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class PrepareConfig:
         if self.max_trace_chars < 1:
             raise ConfigError(f"max_trace_chars is {self.max_trace_chars}; give 1 or more")
         known_domain(self.domain)
+        for name in ("data_source", "instruction", "system_prompt"):
+            if not _is_unicode(getattr(self, name) or ""):
+                raise ConfigError(f"{name} is not UTF-8; give it again in UTF-8")
 
 
 @dataclass
@@ -128,18 +135,18 @@ def prepare(
         inputs: .jsonl, .json or .parquet files, each of one format (``data.sources``).
         out: The folder to make.
         config: Settings.
-        overwrite: Whether an existing ``out`` is replaced, once the new one is whole.
+        overwrite: Whether an existing ``out`` is replaced, once the new one is whole; never one with other files in it.
         advance: Told how many rows were read so far.
 
     Raises:
-        DataError: A file is damaged or of no known format, ``out`` exists, or no row is left; nothing is written then.
+        DataError: A file is damaged or of no known format, ``out`` is in the way, or no row is left; nothing is written
+            then.
         ConfigError: The domain is unknown.
     """
-    if out.exists() and not overwrite:
-        raise DataError(f"{out} exists; give another --out, or --overwrite to replace it")
     report = PrepareReport()
-    benchmarks = Benchmarks(config.decontaminate)
     try:
+        _check_out(out, overwrite)
+        benchmarks = Benchmarks(config.decontaminate)
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
@@ -148,6 +155,7 @@ def prepare(
             (partial / "report.json").write_text(text, encoding="utf-8")
             partial.chmod(0o755)
             if out.exists():
+                _check_out(out, overwrite)  # something may have been put there since
                 old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
                 out.rename(old / out.name)
                 partial.rename(out)
@@ -161,6 +169,22 @@ def prepare(
             f"{out} cannot be written: {error}; see that the disk has room and the folder is yours"
         ) from None
     return report
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Raises DataError if ``out`` may not be replaced."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise DataError(f"{out} exists; give another --out, or --overwrite to replace it")
+    if not out.is_dir():
+        raise DataError(f"{out} is a file; give another --out")
+    # A teacher store takes hours, and whoever names the wrong folder must not lose it.
+    if other := sorted(path.name for path in out.iterdir() if path.name not in FILES):
+        raise DataError(
+            f"{out} holds {other[0]!r}, which `data prepare` did not write; --overwrite would delete it: "
+            "move it away, or give another --out"
+        )
 
 
 def _write(
@@ -178,8 +202,7 @@ def _write(
             name: files.enter_context(_Parquet(folder / f"{name}.parquet", verl_rows)) for name in ("train", "val")
         }
         traces = files.enter_context(_Parquet(folder / "traces.parquet", trace_rows))
-        for source, where, example in _examples(inputs, config, report):
-            advance(report.rows)
+        for source, where, example in _examples(inputs, config, report, advance):
             normal = _normal(example.problem)
             digest = hashlib.sha256(normal.encode()).digest()[:16]
             if digest in seen:
@@ -198,6 +221,8 @@ def _write(
             report.domains[domain] = report.domains.get(domain, 0) + 1
             report.train += split == "train"
             report.val += split == "val"
+    if not report.rows:
+        raise DataError(f"{', '.join(map(str, inputs))}: no row; give files with rows")
     if not report.train:
         reasons = "; ".join(f"{drop.count} {drop.reason}, first {drop.first}" for drop in report.drops.values())
         raise DataError(f"no training row is left of {report.rows}: {reasons or 'all are in validation'}")
@@ -206,7 +231,7 @@ def _write(
 
 
 def _examples(
-    inputs: Sequence[Path], config: PrepareConfig, report: PrepareReport
+    inputs: Sequence[Path], config: PrepareConfig, report: PrepareReport, advance: Callable[[int], None]
 ) -> Iterator[tuple[Source, str, Example]]:
     """The rows that are worth keeping by themselves; the others are counted in ``report``."""
     for path in inputs:
@@ -214,6 +239,7 @@ def _examples(
         columns = {name for known in SOURCES.values() for name in (*known.columns, *known.optional)}
         for row, fields in read_rows(path, sorted(columns)):
             report.rows += 1
+            advance(report.rows)
             where = f"{path}: row {row}"
             source = source or recognise(fields, where)
             source.check_columns(fields, where)
@@ -222,15 +248,16 @@ def _examples(
                 report.drop(reading, where, str(fields.get("problem")))
             elif len(reading.trace) > config.max_trace_chars:
                 report.drop(f"trace longer than {config.max_trace_chars} characters", where, reading.problem)
-            elif not _is_unicode(reading):
+            elif not _is_unicode(reading.problem, reading.answer, reading.trace):
                 report.drop("half of a surrogate pair in a text", where, ascii(reading.problem))
             else:
                 yield source, where, reading
 
 
-def _is_unicode(example: Example) -> bool:
+def _is_unicode(*texts: str) -> bool:
     try:
-        "".join((example.problem, example.answer, example.trace)).encode()
+        for text in texts:
+            text.encode()
     except UnicodeEncodeError:  # JSON can say \\ud800; no tokenizer and no file takes it
         return False
     return True
@@ -310,7 +337,7 @@ class _Parquet:
 
     def add(self, row: dict[str, Any], chars: int) -> None:
         self._rows.append(row)
-        self._chars += chars
+        self._chars += chars + _ROW_CHARS
         if self._chars > _ROW_GROUP_CHARS:
             self._flush()
 

@@ -78,6 +78,9 @@ def _openr1(fields: Mapping[str, Any], where: str) -> Reading:
     for name, value in (("generations", generations), ("correctness_math_verify", flags)):
         if not isinstance(value, list):
             raise DataError(f"{where}: {name}: a {type(value).__name__}; give a list")
+    for flag in flags:
+        if flag is not None and not isinstance(flag, bool):
+            raise DataError(f"{where}: correctness_math_verify: a {type(flag).__name__} in it; give true or false")
     if len(generations) != len(flags):
         raise DataError(
             f"{where}: {len(generations)} generations but {len(flags)} correctness_math_verify; "
@@ -141,6 +144,8 @@ def _joined(reasoning: str, solution: str) -> str:
 
 def _text(value: object, name: str, where: str) -> str | None:
     """The value as a stripped text; None if there is none. Numbers are written out."""
+    if value != value:  # NaN: what pandas makes of a missing value among numbers
+        return None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if value is not None and not isinstance(value, str):

@@ -148,6 +148,14 @@ class StubServer:
             assert time.monotonic() < deadline, "the stub server waited in vain"
             time.sleep(0.01)
 
+    def settle(self, *, quiet_s: float = 0.5) -> None:
+        """Return when nothing has been asked or answered for so long: what a killed client sent has arrived."""
+        seen, since = len(self.requests), time.monotonic()
+        while self._in_flight or time.monotonic() - since < quiet_s:
+            time.sleep(0.01)
+            if len(self.requests) != seen or self._in_flight:
+                seen, since = len(self.requests), time.monotonic()
+
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._started.wait(timeout=30), "the stub server did not start"

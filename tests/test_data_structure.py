@@ -321,6 +321,7 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path: Path) -> None
         assert (second.returncode, "another process is writing it" in second.stderr) == (2, True)
         first.send_signal(signal.SIGKILL)
         assert first.wait() == -signal.SIGKILL
+        server.settle()
         asked, stored = len(server.requests), len(TeacherStore(out))
         assert 0 < stored < 40
         assert asked - stored <= 2  # in flight: --concurrency 2

@@ -252,3 +252,18 @@ def test_prompt_key_never_changes() -> None:
     # Stores on disk are read with it.
     found = prompt_key([{"role": "user", "content": "2 + 2 = \u00bd?"}])
     assert found == "59f57d01737cf5d2825f70e306da45f48d182df94e9756bb4f4c2a26470f2d5f"
+
+
+def test_a_store_whose_writer_was_killed_in_a_commit_can_be_read(path: Path) -> None:
+    # With a cache of one page SQLite changes the file before the commit; the journal left behind undoes that.
+    code = (
+        "import os, signal, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); "
+        "c.execute('PRAGMA cache_size = 1'); c.execute('BEGIN'); "
+        "c.executemany('INSERT INTO meta VALUES (?, ?)', ((str(i), 'x' * 500) for i in range(500))); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert path.with_name(path.name + "-journal").stat().st_size > 0
+    store = TeacherStore(path)
+    assert store.meta == META
+    assert store.get("k") == STRUCTURE

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -138,8 +138,15 @@ class TeacherStore:
         if connection is None or owner != os.getpid():
             if not self.path.is_file():
                 raise DataError(f"{self.path}: no such teacher store; make it with `verl-rlkd data structure`")
-            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
-            _check_kind(self.path, connection)
+            address = self.path.absolute().as_uri()
+            connection = sqlite3.connect(f"{address}?mode=ro", uri=True)
+            try:
+                _check_kind(self.path, connection)
+            except sqlite3.OperationalError:
+                # A writer that was killed while it committed leaves a journal, and only who may write can undo it.
+                with closing(sqlite3.connect(f"{address}?mode=rw", uri=True)) as repairing:
+                    _check_kind(self.path, repairing)
+                _check_kind(self.path, connection)
             self._local.connection = (os.getpid(), connection)
         return connection
 
@@ -274,6 +281,8 @@ def _readable(path: Path) -> Iterator[None]:
         message = str(error)
         if "not a database" in message:
             cure = "it is no teacher store; give the path that `verl-rlkd data structure` wrote"
+        elif "readonly" in message:
+            cure = "its writer was killed; run the same `verl-rlkd data structure` again, which repairs it and goes on"
         elif "malformed" in message:
             cure = "it is damaged; delete it and run `verl-rlkd data structure` again"
         else:

@@ -81,6 +81,7 @@ def test_openr1_takes_the_first_verified_generation(tmp_path: Path, suffix: str)
         "problem": "Problem 1",
         "trace": "<think>\ngood 1\n</think>\nyes",
         "domain": "math",
+        "answer": "1",
         "split": "train",
     }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

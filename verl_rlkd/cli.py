@@ -11,6 +11,7 @@ from verl_rlkd.commands.data_prepare import prepare
 from verl_rlkd.commands.data_structure import structure
 from verl_rlkd.commands.data_validate import validate
 from verl_rlkd.commands.doctor import doctor
+from verl_rlkd.commands.gsrm_annotate import annotate
 from verl_rlkd.commands.score import score
 from verl_rlkd.errors import RlkdError, ServiceError
 
@@ -27,6 +28,9 @@ data_app.command("structure")(structure)
 data_app.command("validate")(validate)
 data_app.command("inspect")(inspect)
 app.add_typer(data_app, name="data")
+gsrm_app = typer.Typer(help="Make a GSRM.", no_args_is_help=True)
+gsrm_app.command("annotate")(annotate)
+app.add_typer(gsrm_app, name="gsrm")
 app.command("doctor")(doctor)
 app.command("score")(score)
 

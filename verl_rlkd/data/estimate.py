@@ -7,7 +7,7 @@ from pathlib import Path
 
 from verl_rlkd.config import GeneratorConfig
 from verl_rlkd.data.traces import read_traces
-from verl_rlkd.gsrm.generator import BYTES_PER_TOKEN, TEMPLATE_TOKENS, Tokenizer
+from verl_rlkd.gsrm.generator import TEMPLATE_TOKENS, Tokenizer, count_tokens
 from verl_rlkd.gsrm.prompting import fill, generator_prompt
 from verl_rlkd.gsrm.store import TeacherStore
 from verl_rlkd.parsing import render_structure
@@ -55,11 +55,6 @@ def estimate(traces: Path, out: Path, *, generator: GeneratorConfig, tokenizer: 
         DataError: A row or the store is wrong.
     """
 
-    def tokens(text: str) -> int:
-        if tokenizer is None:
-            return -(-len(text.encode()) // BYTES_PER_TOKEN)
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
     store = TeacherStore(out) if out.exists() else None
     room = generator.context_tokens - generator.max_tokens
     rows = there = prompt_tokens = cut = measured = measured_path = measured_structure = 0
@@ -71,12 +66,12 @@ def estimate(traces: Path, out: Path, *, generator: GeneratorConfig, tokenizer: 
             there += 1
             if measured < _MEASURED_ROWS and not record.path_truncated:
                 measured += 1
-                measured_path += tokens(row.reasoning)
-                measured_structure += tokens(render_structure(record.structure))
+                measured_path += count_tokens(row.reasoning, tokenizer)
+                measured_structure += count_tokens(render_structure(record.structure), tokenizer)
             continue
         template = generator_prompt(row.domain, generator.prompt_dir)
-        rest = tokens(fill(template, {"problem": row.problem, "reasoning": ""})) + TEMPLATE_TOKENS
-        path = tokens(row.reasoning)
+        rest = count_tokens(fill(template, {"problem": row.problem, "reasoning": ""}), tokenizer) + TEMPLATE_TOKENS
+        path = count_tokens(row.reasoning, tokenizer)
         cut += rest + path > room
         prompt_tokens += min(rest + path, room)
         paths.append(min(path, max(room - rest, 0)))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from verl_rlkd.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Row = tuple[int, Mapping[str, Any]]
 """(1-based row of a .parquet or .json file, line of a .jsonl file; its fields)."""
@@ -15,6 +18,9 @@ _PARQUET_ROWS = 16
 """Rows held at a time, beside one page of each column, which only the file's writer can make smaller."""
 _BUFFER_BYTES = 1 << 20
 """Read ahead of a parquet column; pyarrow would read whole row groups, and some files are one."""
+_ROW_GROUP_CHARS = 8_000_000
+_ROW_CHARS = 1_000
+"""A row's part of that beside its text: in memory a short row is mostly Python objects."""
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -111,3 +117,35 @@ def _fields(batch: Any) -> Iterable[Mapping[str, Any]]:
     except UnicodeDecodeError:  # some row's; one by one they come as far as that row
         return (batch.slice(i, 1).to_pylist()[0] for i in range(batch.num_rows))
     return rows
+
+
+class ParquetRows:
+    """Writes rows to a parquet file, in row groups of a few megabytes."""
+
+    def __init__(self, path: Path, schema: pyarrow.Schema) -> None:
+        import pyarrow.parquet
+
+        self._schema = schema
+        self._writer = pyarrow.parquet.ParquetWriter(path, schema)
+        self._rows: list[dict[str, Any]] = []
+        self._chars = 0
+
+    def add(self, row: dict[str, Any], chars: int) -> None:
+        self._rows.append(row)
+        self._chars += chars + _ROW_CHARS
+        if self._chars > _ROW_GROUP_CHARS:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        self._writer.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows, self._chars = [], 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None and self._rows:
+            self._flush()
+        self._writer.close()

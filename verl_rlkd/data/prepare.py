@@ -1,7 +1,7 @@
 """``verl-rlkd data prepare``: the rows that people have in, verl's parquet files and the teacher's traces out.
 
     <out>/train.parquet, val.parquet    data_source, prompt, ability, reward_model, extra_info: what verl reads
-    <out>/traces.parquet                prompt, problem, trace, domain, split: what `data structure` reads
+    <out>/traces.parquet                prompt, problem, trace, domain, answer, split: what `data structure` reads
     <out>/report.json                   settings, counts, and of each kind of drop the first row
 
 The traces have a file of their own, because verl sends every column of a training row through its transfer queue.
@@ -16,14 +16,14 @@ import hashlib
 import json
 import shutil
 import tempfile
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_rlkd.data.decontamination import Benchmarks, Hit
-from verl_rlkd.data.files import read_rows
+from verl_rlkd.data.files import ParquetRows, read_rows
+from verl_rlkd.data.problems import normal_problem, split_of
 from verl_rlkd.data.sources import SOURCES, Example, Source, recognise
 from verl_rlkd.errors import ConfigError, DataError
 from verl_rlkd.gsrm.prompting import known_domain
@@ -40,9 +40,6 @@ DATA_SOURCES = {"openr1": "openr1_math", "openthoughts": "openthoughts", "plain"
 """Format -> data_source; verl's own scorers know none of these names, so Math-Verify grades them."""
 FILES = ("train.parquet", "val.parquet", "traces.parquet", "report.json")
 """What a folder of ``prepare`` may hold."""
-_ROW_GROUP_CHARS = 8_000_000
-_ROW_CHARS = 1_000
-"""A row's part of that beside its text: in memory a short row is mostly Python objects."""
 
 
 @dataclass(frozen=True)
@@ -199,11 +196,11 @@ def _write(
     verl_rows, trace_rows = verl_schema(), trace_schema()
     with contextlib.ExitStack() as files:
         splits = {
-            name: files.enter_context(_Parquet(folder / f"{name}.parquet", verl_rows)) for name in ("train", "val")
+            name: files.enter_context(ParquetRows(folder / f"{name}.parquet", verl_rows)) for name in ("train", "val")
         }
-        traces = files.enter_context(_Parquet(folder / "traces.parquet", trace_rows))
+        traces = files.enter_context(ParquetRows(folder / "traces.parquet", trace_rows))
         for source, where, example in _examples(inputs, config, report, advance):
-            normal = _normal(example.problem)
+            normal = normal_problem(example.problem)
             digest = hashlib.sha256(normal.encode()).digest()[:16]
             if digest in seen:
                 report.drop("duplicate problem", where, example.problem)
@@ -212,12 +209,12 @@ def _write(
             if hit := benchmarks.find(example.problem):
                 report.drop(f"in the benchmark {hit.benchmark}", where, _told(hit))
                 continue
-            split = "val" if _drawn(config.seed, normal) < config.val_share else "train"
+            split = split_of(normal, seed=config.seed, val_share=config.val_share)
             domain = example.domain or config.domain
             row = _verl_row(example, domain, split, report.train + report.val, source, config)
             splits[split].add(row, len(example.problem))
             trace = {"prompt": row["prompt"], "problem": example.problem, "trace": example.trace, "domain": domain}
-            traces.add({**trace, "split": split}, len(example.trace))
+            traces.add({**trace, "answer": example.answer, "split": split}, len(example.trace))
             report.domains[domain] = report.domains.get(domain, 0) + 1
             report.train += split == "train"
             report.val += split == "val"
@@ -276,16 +273,6 @@ def _verl_row(
     }
 
 
-def _normal(problem: str) -> str:
-    """A problem as far as it tells one from another: without case, width and white space."""
-    return " ".join(unicodedata.normalize("NFKC", problem).casefold().split())
-
-
-def _drawn(seed: int, normal: str) -> float:
-    """A number in [0, 1) that depends on seed and problem alone: rows added later move no row to the other side."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{normal}".encode()).digest()[:8], "big") / 2**64
-
-
 def _told(hit: Hit) -> str:
     return f"row {hit.row} there: {hit.words}"
 
@@ -314,7 +301,7 @@ def trace_schema() -> pyarrow.Schema:
     """The columns of traces.parquet."""
     import pyarrow as pa
 
-    texts = [(name, pa.string()) for name in ("problem", "trace", "domain", "split")]
+    texts = [(name, pa.string()) for name in ("problem", "trace", "domain", "answer", "split")]
     return pa.schema([("prompt", _messages()), *texts])
 
 
@@ -322,35 +309,3 @@ def _messages() -> pyarrow.DataType:
     import pyarrow as pa
 
     return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
-
-class _Parquet:
-    """Writes rows to a parquet file, in row groups of a few megabytes."""
-
-    def __init__(self, path: Path, schema: pyarrow.Schema) -> None:
-        import pyarrow.parquet
-
-        self._schema = schema
-        self._writer = pyarrow.parquet.ParquetWriter(path, schema)
-        self._rows: list[dict[str, Any]] = []
-        self._chars = 0
-
-    def add(self, row: dict[str, Any], chars: int) -> None:
-        self._rows.append(row)
-        self._chars += chars + _ROW_CHARS
-        if self._chars > _ROW_GROUP_CHARS:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow
-
-        self._writer.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema))
-        self._rows, self._chars = [], 0
-
-    def __enter__(self) -> _Parquet:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None and self._rows:
-            self._flush()
-        self._writer.close()

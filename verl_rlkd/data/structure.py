@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verl_rlkd.config import GeneratorConfig, RetryConfig
+from verl_rlkd.data.jobs import run_rows
 from verl_rlkd.data.traces import TraceRow, read_traces
 from verl_rlkd.errors import ConfigError, GeneratorError
 from verl_rlkd.gsrm.client import ChatClient, ping
@@ -147,21 +148,15 @@ class _Job:
         self._failures_in_a_row = 0
 
     async def run(self, rows: Iterator[TraceRow], *, concurrency: int, client: ChatClient) -> None:
-        """Work through ``rows``, ``concurrency`` at a time: each worker takes the next row when it is free."""
+        """Work through ``rows``, ``concurrency`` at a time."""
 
-        async def work() -> None:
-            for row in rows:
-                await self._structure(row)
-                self._done += 1
-                self._advance(self._done)
+        async def work(row: TraceRow) -> None:
+            await self._structure(row)
+            self._done += 1
+            self._advance(self._done)
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
-                    group.create_task(work())
-        except ExceptionGroup as errors:
-            # The first worker's error stopped the others; it is the one to show.
-            raise errors.exceptions[0] from None
+            await run_rows(rows, work, concurrency=concurrency)
         finally:
             await client.close()
 

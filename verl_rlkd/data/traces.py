@@ -52,7 +52,7 @@ def read_traces(path: Path, *, default_domain: str, prompt_dir: str | None = Non
         trace = _check(path, row, fields, default_domain, prompt_dir)
         known_row, known_sha = first.setdefault(trace.key, (row, trace.trace_sha256))
         if known_sha != trace.trace_sha256:
-            raise _bad(
+            raise bad_row(
                 path, row, "prompt", f"the same as in row {known_row}, with another trace; keep one trace per prompt"
             )
         if known_row == row:
@@ -64,49 +64,50 @@ def read_traces(path: Path, *, default_domain: str, prompt_dir: str | None = Non
 def _check(path: Path, row: int, fields: Mapping[str, Any], default_domain: str, prompt_dir: str | None) -> TraceRow:
     for name in ("prompt", "problem", "trace"):
         if name not in fields:
-            raise _bad(path, row, name, f"missing; the row has {', '.join(map(str, fields)) or 'nothing'}")
-    trace = _text(path, row, "trace", fields["trace"])
+            raise bad_row(path, row, name, f"missing; the row has {', '.join(map(str, fields)) or 'nothing'}")
+    trace = text_field(path, row, "trace", fields["trace"])
     reasoning = split_response(trace).reasoning
     if reasoning is None:
-        raise _bad(path, row, "trace", "no </think>: the trace was cut; leave the row out or make the trace again")
+        raise bad_row(path, row, "trace", "no </think>: the trace was cut; leave the row out or make the trace again")
     if not reasoning:
-        raise _bad(path, row, "trace", "nothing before </think>; leave the row out or make the trace again")
+        raise bad_row(path, row, "trace", "nothing before </think>; leave the row out or make the trace again")
     domain = fields.get("domain")
     try:
-        domain = known_domain(_text(path, row, "domain", default_domain if domain is None else domain), prompt_dir)
+        domain = known_domain(text_field(path, row, "domain", default_domain if domain is None else domain), prompt_dir)
     except ConfigError as error:
-        raise _bad(path, row, "domain", str(error)) from None
+        raise bad_row(path, row, "domain", str(error)) from None
     return TraceRow(
         row=row,
         key=_key(path, row, fields["prompt"]),
-        problem=_text(path, row, "problem", fields["problem"]),
+        problem=text_field(path, row, "problem", fields["problem"]),
         reasoning=reasoning,
         domain=domain,
         trace_sha256=hashlib.sha256(trace.encode()).hexdigest(),
     )
 
 
-def _text(path: Path, row: int, name: str, value: object) -> str:
+def text_field(path: Path, row: int, name: str, value: object) -> str:
+    """``value``, if it is a text that can be written; raises DataError with file, row and key otherwise."""
     if not isinstance(value, str):
-        raise _bad(path, row, name, f"{_kind(value)}; give a text")
+        raise bad_row(path, row, name, f"{_kind(value)}; give a text")
     if not value.strip():
-        raise _bad(path, row, name, "empty; give a text or leave the row out")
+        raise bad_row(path, row, name, "empty; give a text or leave the row out")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:  # JSON can say \ud800; no tokenizer and no file takes it.
-            raise _bad(path, row, name, "half of a surrogate pair; write the whole character") from None
+            raise bad_row(path, row, name, "half of a surrogate pair; write the whole character") from None
     return value
 
 
 def _key(path: Path, row: int, prompt: object) -> str:
     cure = 'give chat messages: [{"role": "user", "content": "..."}]'
     if not isinstance(prompt, list) or not prompt:
-        raise _bad(path, row, "prompt", f"{_kind(prompt)}; {cure}")
+        raise bad_row(path, row, "prompt", f"{_kind(prompt)}; {cure}")
     for message in prompt:
         is_message = isinstance(message, dict) and isinstance(message.get("role"), str)
         if not is_message or not isinstance(message.get("content"), str | list):
-            raise _bad(path, row, "prompt", f"a message without role or content; {cure}")
+            raise bad_row(path, row, "prompt", f"a message without role or content; {cure}")
     return prompt_key(prompt)
 
 
@@ -116,5 +117,6 @@ def _kind(value: object) -> str:
     return "empty" if value in ("", [], {}) else f"a {type(value).__name__}"
 
 
-def _bad(path: Path, row: int, name: str, problem: str) -> DataError:
+def bad_row(path: Path, row: int, name: str, problem: str) -> DataError:
+    """The error that names file, row and key."""
     return DataError(f"{path}: row {row}: {name}: {problem}")

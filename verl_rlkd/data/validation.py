@@ -19,7 +19,7 @@ from verl_rlkd.data.files import read_rows
 from verl_rlkd.data.tags import check_tags
 from verl_rlkd.data.traces import read_traces
 from verl_rlkd.errors import ConfigError, DataError
-from verl_rlkd.gsrm.generator import BYTES_PER_TOKEN, TEMPLATE_TOKENS, Tokenizer
+from verl_rlkd.gsrm.generator import BYTES_PER_TOKEN, TEMPLATE_TOKENS, Tokenizer, count_tokens
 from verl_rlkd.gsrm.prompting import fill, generator_prompt, known_domain, prompt_version
 from verl_rlkd.gsrm.store import TeacherStore, prompt_key
 from verl_rlkd.types import Structure
@@ -298,11 +298,6 @@ def _path_lengths(traces: Path, generator: GeneratorConfig, tokenizer: Tokenizer
     """Whether the teachers' paths, the longest texts that the GSRM is known to meet, fit into its context."""
     name = "path lengths"
 
-    def tokens(text: str) -> int:
-        if tokenizer is None:
-            return -(-len(text.encode()) // BYTES_PER_TOKEN)
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
     drawn = _Sample(sample)
     try:
         for row in read_traces(traces, default_domain=generator.default_domain, prompt_dir=generator.prompt_dir):
@@ -312,7 +307,8 @@ def _path_lengths(traces: Path, generator: GeneratorConfig, tokenizer: Tokenizer
     needed = []
     for row in drawn.values:
         template = generator_prompt(row.domain, generator.prompt_dir)
-        needed.append(tokens(fill(template, {"problem": row.problem, "reasoning": row.reasoning})) + TEMPLATE_TOKENS)
+        whole = fill(template, {"problem": row.problem, "reasoning": row.reasoning})
+        needed.append(count_tokens(whole, tokenizer) + TEMPLATE_TOKENS)
     needed.sort()
     how = "" if tokenizer else f", estimated at {BYTES_PER_TOKEN} bytes a token"
     detail = f"prompt and path {_spread(needed)}{drawn.note}{how}"

@@ -66,13 +66,17 @@ class StructureGenerator:
         self._model = model
         self._tokenizer = tokenizer
 
-    async def generate(self, problem: str, reasoning: str, *, domain: str) -> Generation:
+    async def generate(
+        self, problem: str, reasoning: str, *, domain: str, seed: int = 0, temperature: float | None = None
+    ) -> Generation:
         """The structure of a reasoning path.
 
         Args:
             problem: The problem's text.
             reasoning: The path, without ``<think>`` tags.
             domain: Which prompt is used.
+            seed: Of sampling.
+            temperature: Instead of the configured one.
 
         Raises:
             GeneratorError: No answer arrived, or the problem alone fills the context.
@@ -83,9 +87,9 @@ class StructureGenerator:
         payload: dict[str, Any] = {
             "model": self._model,
             "messages": [{"role": "user", "content": fill(template, {"problem": problem, "reasoning": fitting})}],
-            "temperature": self._config.temperature,
+            "temperature": self._config.temperature if temperature is None else temperature,
             "max_tokens": self._config.max_tokens,
-            "seed": 0,
+            "seed": seed,
         }
         if self._config.constrained:
             regex = structure_regex(self._config.max_steps, self._config.max_field_chars)
@@ -110,7 +114,7 @@ class StructureGenerator:
         # A token covers at least one byte, so most texts fit without being tokenized.
         if len((rest + reasoning).encode()) <= room:
             return reasoning
-        room -= self._count(rest)
+        room -= count_tokens(rest, self._tokenizer)
         if room < 1:
             raise GeneratorError(
                 f"the problem leaves no room for a reasoning path: context_tokens {self._config.context_tokens} - "
@@ -125,10 +129,12 @@ class StructureGenerator:
         # The cut may fall inside a character, which decodes to the replacement character.
         return self._tokenizer.decode(ids[:room]).rstrip("\ufffd")
 
-    def _count(self, text: str) -> int:
-        if self._tokenizer is None:
-            return -(-len(text.encode()) // BYTES_PER_TOKEN)
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+def count_tokens(text: str, tokenizer: Tokenizer | None) -> int:
+    """Tokens of a text; without a tokenizer estimated from its length (``BYTES_PER_TOKEN``)."""
+    if tokenizer is None:
+        return -(-len(text.encode()) // BYTES_PER_TOKEN)
+    return len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def read_structure(text: str, *, cut: bool) -> Structure:

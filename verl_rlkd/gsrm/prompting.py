@@ -2,6 +2,7 @@
 
     prompts/<domain>.txt      generator: {{problem}}, {{reasoning}}
     prompts/judge_<field>.txt judge: {{teacher}}, {{student}}
+    prompts/verification/     verifier of annotations: {{problem}}, {{reasoning}}, {{structure}}, {{answer_clause}}
 
 A judge's prompt has the teacher's text before the student's, so that the responses of a group share its beginning
 (prefix caching), and ends in a question that one word answers.
@@ -48,6 +49,12 @@ def generator_prompt(domain: str, prompt_dir: str | None = None) -> str:
 def judge_prompt(field: Field) -> str:
     """The judge's template for one part of a step, with placeholders ``teacher`` and ``student``."""
     return _read(PACKAGED / f"{_JUDGE}{field}.txt", frozenset({"teacher", "student"}))
+
+
+def verifier_prompt() -> str:
+    """The verifier's template, with placeholders ``problem``, ``reasoning``, ``structure`` and ``answer_clause``."""
+    needed = frozenset({"problem", "reasoning", "structure", "answer_clause"})
+    return _read(PACKAGED / "verification" / "verifier.txt", needed)
 
 
 def prompt_version(domain: str, prompt_dir: str | None = None) -> str:

@@ -76,3 +76,13 @@ def test_prompt_version_follows_the_text(tmp_path: Path) -> None:
     versions = {prompt_version(domain) for domain in DOMAINS} | {prompt_version("math", str(tmp_path))}
     assert len(versions) == 5
     assert all(len(version) == 12 for version in versions)
+
+
+def test_judge_prompts_of_ones_own_lie_beside_the_domains(tmp_path: Path) -> None:
+    (tmp_path / "judge_answer.txt").write_text("same? {{teacher}} {{student}}", encoding="utf-8")
+    assert judge_prompt("answer", str(tmp_path)) == "same? {{teacher}} {{student}}"
+    assert judge_prompt("sub_problem", str(tmp_path)) == judge_prompt("sub_problem")
+    with pytest.raises(ConfigError, match="no generator prompt for the domain 'judge_answer'"):
+        generator_prompt("judge_answer", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"rlkd\.matcher\.prompt_dir .*none is not a folder"):
+        judge_prompt("answer", str(tmp_path / "none"))

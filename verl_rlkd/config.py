@@ -74,6 +74,8 @@ class MatcherConfig:
     """Model name in requests; null = the generator's model."""
     api_key_env: str | None = None
     """Environment variable that holds the API key."""
+    prompt_dir: str | None = None
+    """Folder with judge_<field>.txt prompts to use instead of the packaged ones."""
     threshold: float = 0.5
     """A match is P(yes) >= threshold, in [0, 1]."""
     min_mass: float = 0.1

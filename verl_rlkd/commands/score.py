@@ -56,7 +56,7 @@ def score(
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the GSRM's tokenizer.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,
     judge_api_key_env: Annotated[str | None, typer.Option(help="The same for --judge-url.")] = None,
-    prompt_dir: Annotated[Path | None, typer.Option(help="Folder with <domain>.txt prompts of your own.")] = None,
+    prompt_dir: Annotated[Path | None, typer.Option(help="Folder of <domain>.txt, judge_<field>.txt prompts")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score one response against one teacher: steps side by side, verdicts, components."""
@@ -89,6 +89,7 @@ def score(
                 "api_key_env": judge_api_key_env,
                 "threshold": threshold,
                 "timeout_s": timeout_s,
+                "prompt_dir": str(prompt_dir) if prompt_dir else None,
             },
         }
     )

@@ -62,7 +62,7 @@ class JudgeMatcher:
     async def _same(self, field: Field, student: str, teacher: str) -> bool:
         if same_text(student, teacher):
             return True
-        prompt = fill(judge_prompt(field), {"teacher": teacher, "student": student})
+        prompt = fill(judge_prompt(field, self._config.prompt_dir), {"teacher": teacher, "student": student})
         answer = await self._client.chat(
             {
                 "model": self._model,

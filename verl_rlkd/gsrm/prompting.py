@@ -46,9 +46,21 @@ def generator_prompt(domain: str, prompt_dir: str | None = None) -> str:
     return _read(_domains(prompt_dir)[known_domain(domain, prompt_dir)], frozenset({"problem", "reasoning"}))
 
 
-def judge_prompt(field: Field) -> str:
-    """The judge's template for one part of a step, with placeholders ``teacher`` and ``student``."""
-    return _read(PACKAGED / f"{_JUDGE}{field}.txt", frozenset({"teacher", "student"}))
+def judge_prompt(field: Field, prompt_dir: str | None = None) -> str:
+    """The judge's template for one part of a step, with placeholders ``teacher`` and ``student``.
+
+    Args:
+        field: The part.
+        prompt_dir: Folder whose judge_<field>.txt takes precedence over the packaged one.
+
+    Raises:
+        ConfigError: No such folder, or the file lacks a placeholder; one line with the cure.
+    """
+    path = PACKAGED / f"{_JUDGE}{field}.txt"
+    if prompt_dir is not None:
+        own = _folder(prompt_dir, "rlkd.matcher.prompt_dir") / path.name
+        path = own if own.exists() else path
+    return _read(path, frozenset({"teacher", "student"}))
 
 
 def verifier_prompt() -> str:
@@ -85,14 +97,16 @@ def known_domain(domain: str, prompt_dir: str | None = None) -> str:
 
 @functools.cache
 def _domains(prompt_dir: str | None) -> Mapping[str, Path]:
-    files = [path for path in PACKAGED.glob("*.txt") if not path.name.startswith(_JUDGE)]
+    files = list(PACKAGED.glob("*.txt"))
     if prompt_dir is not None:
-        if not Path(prompt_dir).is_dir():
-            raise ConfigError(
-                f"rlkd.generator.prompt_dir {prompt_dir} is not a folder; give one with <domain>.txt files"
-            )
-        files += Path(prompt_dir).glob("*.txt")
-    return {path.stem: path for path in files}
+        files += _folder(prompt_dir, "rlkd.generator.prompt_dir").glob("*.txt")
+    return {path.stem: path for path in files if not path.name.startswith(_JUDGE)}
+
+
+def _folder(prompt_dir: str, setting: str) -> Path:
+    if not Path(prompt_dir).is_dir():
+        raise ConfigError(f"{setting} {prompt_dir} is not a folder; give one with .txt prompts")
+    return Path(prompt_dir)
 
 
 @functools.cache

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_rlkd.config import RlkdConfig
 from verl_rlkd.errors import ConfigError, DataError
 from verl_rlkd.gsrm.client import ping
-from verl_rlkd.gsrm.prompting import known_domain
+from verl_rlkd.gsrm.prompting import generator_prompt, judge_prompt
 from verl_rlkd.gsrm.store import TeacherStore
+from verl_rlkd.matching import Field
 
 MODES = ("sync", "colocate_async", "separate_async")
 """verl's trainer modes; each has an RLKD mode of the same name."""
@@ -141,9 +142,11 @@ def _check_store(_config: DictConfig, rlkd: RlkdConfig) -> None:
         raise ConfigError(f"rlkd.teacher_store {rlkd.teacher_store} is empty; run `verl-rlkd data structure` again")
 
 
-def _check_domain(_config: DictConfig, rlkd: RlkdConfig) -> None:
+def _check_prompts(_config: DictConfig, rlkd: RlkdConfig) -> None:
     if rlkd.weights.structure:
-        known_domain(rlkd.generator.default_domain, rlkd.generator.prompt_dir)
+        generator_prompt(rlkd.generator.default_domain, rlkd.generator.prompt_dir)
+        for part in get_args(Field):
+            judge_prompt(part, rlkd.matcher.prompt_dir)
 
 
 _CHECKS: tuple[Callable[[DictConfig, RlkdConfig], None], ...] = (
@@ -152,6 +155,6 @@ _CHECKS: tuple[Callable[[DictConfig, RlkdConfig], None], ...] = (
     _check_gsrm,
     _check_servers,
     _check_store,
-    _check_domain,
+    _check_prompts,
 )
 """In the order in which a user would set things right."""

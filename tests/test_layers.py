@@ -34,6 +34,13 @@ def test_pure_modules_import_the_standard_library_and_each_other(name: str) -> N
             assert module.split(".")[1] in PURE, module
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "branchworld").glob("*.py")), ids=lambda path: path.stem)
+def test_branchworld_is_pure(path: Path) -> None:
+    for module in top_level_imports(path):
+        root, _, rest = module.partition(".")
+        assert root in sys.stdlib_module_names or rest.split(".")[0] in [*PURE, "branchworld"], module
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "gsrm").glob("*.py")), ids=lambda path: path.stem)
 def test_gsrm_imports_neither_integration_nor_anything_heavy(path: Path) -> None:
     for module in top_level_imports(path):

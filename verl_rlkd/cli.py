@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from verl_rlkd.commands.data_branchworld import branchworld
 from verl_rlkd.commands.data_inspect import inspect
 from verl_rlkd.commands.data_prepare import prepare
 from verl_rlkd.commands.data_structure import structure
@@ -27,6 +28,7 @@ data_app.command("prepare")(prepare)
 data_app.command("structure")(structure)
 data_app.command("validate")(validate)
 data_app.command("inspect")(inspect)
+data_app.command("branchworld")(branchworld)
 app.add_typer(data_app, name="data")
 gsrm_app = typer.Typer(help="Make a GSRM.", no_args_is_help=True)
 gsrm_app.command("annotate")(annotate)

@@ -348,7 +348,15 @@ def _finish(rows: Iterator[AnnotationRow], out: Path, config: AnnotationConfig) 
             if structure is not None:
                 split = split_of(normal_problem(row.problem), seed=config.seed, val_share=config.val_share)
                 # The trace is there twice, once in the prompt.
-                writers[split].add(sft_example(row, structure, config.annotator.prompt_dir), 2 * len(row.trace))
+                example = sft_example(
+                    structure,
+                    problem=row.problem,
+                    trace=row.trace,
+                    reasoning=row.reasoning,
+                    domain=row.domain,
+                    prompt_dir=config.annotator.prompt_dir,
+                )
+                writers[split].add(example, 2 * len(row.trace))
                 report.accepted += 1
                 report.train += split == "train"
                 report.val += split == "val"
@@ -364,17 +372,28 @@ def _finish(rows: Iterator[AnnotationRow], out: Path, config: AnnotationConfig) 
     return report
 
 
-def sft_example(row: AnnotationRow, structure: Structure, prompt_dir: str | None) -> dict[str, Any]:
-    """One row of train.parquet: the conversation that the GSRM is trained on, and what it was made from."""
-    prompt = fill(generator_prompt(row.domain, prompt_dir), {"problem": row.problem, "reasoning": row.reasoning})
+def sft_example(
+    structure: Structure, *, problem: str, trace: str, reasoning: str, domain: str, prompt_dir: str | None
+) -> dict[str, Any]:
+    """One row of train.parquet: the conversation that the GSRM is trained on, and what it was made from.
+
+    Args:
+        structure: What the GSRM is to write.
+        problem: What was asked.
+        trace: As it came.
+        reasoning: Its part before ``</think>``, which the GSRM gets.
+        domain: Decides the prompt.
+        prompt_dir: Folder with prompts of one's own.
+    """
+    prompt = fill(generator_prompt(domain, prompt_dir), {"problem": problem, "reasoning": reasoning})
     return {
         "messages": [
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": render_structure(structure)},
         ],
-        "problem": row.problem,
-        "trace": row.trace,
-        "domain": row.domain,
+        "problem": problem,
+        "trace": trace,
+        "domain": domain,
         "steps": [
             {"meta_reasoning": step.meta_reasoning, "sub_problem": step.sub_problem, "answer": step.answer}
             for step in structure.steps

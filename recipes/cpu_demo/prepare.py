@@ -6,7 +6,7 @@
     gsrm/ behind vLLM + `verl-rlkd data structure`          -> teachers.sqlite
 
 Each stage is skipped if its result is there; results are moved into place when they are whole.
-Run: VERL_PLATFORM=cpu python recipes/cpu_demo/prepare.py outputs/cpu_demo
+Run: VERL_PLATFORM=cpu python -m recipes.cpu_demo.prepare outputs/cpu_demo
 """
 
 from __future__ import annotations
@@ -16,24 +16,17 @@ import json
 import logging
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from watch import run_logged
-
+from recipes.support.serve import serve
+from recipes.support.stages import logger, rlkd, stage
+from recipes.support.watch import run_logged
 from verl_rlkd.data.prepare import INSTRUCTION
 
-logger = logging.getLogger("prepare")
-
 HERE = Path(__file__).parent
-SERVER_START_S = 300
 SFT_STEPS = 16
 
 
@@ -47,20 +40,6 @@ def main() -> None:
     stage(work / "student", lambda folder: warm_up(work, folder))
     if not (work / "teachers.sqlite").exists():
         structure_teachers(work)
-
-
-def stage(result: Path, make: Callable[[Path], None]) -> None:
-    """Make the folder ``result`` unless it is there; a half-made one never gets its name."""
-    if result.exists():
-        logger.info("%s is there", result)
-        return
-    started = time.monotonic()
-    partial = result.with_name(result.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    make(partial)
-    partial.rename(result)
-    logger.info("%s made in %.0f s", result, time.monotonic() - started)
 
 
 def convert_model(folder: Path) -> None:
@@ -157,52 +136,14 @@ def structure_teachers(work: Path) -> None:
     """The teacher store, by the GSRM behind a vLLM server of its own."""
     started = time.monotonic()
     partial = work / "teachers.partial.sqlite"
-    port = free_port()
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(work / "gsrm"), "--port", str(port),
-        "--served-model-name", "gsrm", "--enforce-eager", "--max-model-len", "4096", "--dtype", "bfloat16",
-    ]  # fmt: skip
-    log = (work / "structure_server.log").open("w")
-    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        wait_for_server(port, server, Path(log.name))
-        run(
-            "verl_rlkd.cli", "data", "structure", "--traces", str(work / "data" / "traces.jsonl"),
-            "--out", str(partial), "--base-url", f"http://127.0.0.1:{port}/v1", "--model", "gsrm",
-            "--constrained", "--max-steps", "4", "--max-field-chars", "160", "--max-tokens", "768",
-            "--context-tokens", "4096", "--tokenizer", str(work / "gsrm"),
+    with serve(work / "gsrm", work / "structure_server.log", max_model_len=4096) as base_url:
+        rlkd(
+            "data", "structure", "--traces", work / "data" / "traces.jsonl", "--out", partial,
+            "--base-url", base_url, "--model", "gsrm", "--constrained", "--max-steps", 4, "--max-field-chars", 160,
+            "--max-tokens", 768, "--context-tokens", 4096, "--tokenizer", work / "gsrm",
         )  # fmt: skip
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
-        log.close()
     partial.rename(work / "teachers.sqlite")
     logger.info("%s made in %.0f s", work / "teachers.sqlite", time.monotonic() - started)
-
-
-def wait_for_server(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + SERVER_START_S
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(1)
-        else:
-            return
-    sys.exit(f"prepare: the vLLM server did not start; see {log}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run(module: str, *arguments: str) -> None:
-    """``python -m module arguments``; a failure ends the preparation with its exit code."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Prints a table per step, one scored response beside its teacher, and where every
 some response scored structure > 0, some group had a spread of rewards, the weights changed, and the rollout engine
 sampled with the changed weights.
 
-Run: python recipes/cpu_demo/report.py outputs/cpu_demo
+Run: python -m recipes.cpu_demo.report outputs/cpu_demo
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from recipes.support.logs import json_lines, training_steps
 from verl_rlkd.commands.step_table import comparison_table
 from verl_rlkd.types import Step, StepVerdict, Structure
 
@@ -57,15 +58,6 @@ def main() -> None:
     for claim, holds in checks.items():
         console.print(Text(f"{'yes' if holds else 'NO ':>26}  {claim}", style="" if holds else "red"))
     sys.exit(0 if all(checks.values()) else 1)
-
-
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def training_steps(metrics: Path) -> dict[int, dict[str, float]]:
-    """Step -> logged metrics; a step's line also holds its validation."""
-    return {line["step"]: line["data"] for line in json_lines(metrics) if "critic/score/mean" in line["data"]}
 
 
 def step_table(steps: dict[int, dict[str, float]]) -> Table:

@@ -5,10 +5,10 @@ set -euo pipefail
 work=${1:?give the folder of the demo, e.g. outputs/cpu_demo}
 run=$work/run
 
-python recipes/cpu_demo/prepare.py "$work"
+python -m recipes.cpu_demo.prepare "$work"
 rm -rf "$run"
 mkdir -p "$run"
 export VERL_FILE_LOGGER_PATH=$run/metrics.jsonl TENSORBOARD_DIR=$run/tensorboard TOKENIZERS_PARALLELISM=false
-python recipes/cpu_demo/watch.py "$run" -- \
+python -m recipes.support.watch "$run" -- \
   python -m verl.trainer.main_ppo --config-dir recipes --config-name rlkd_cpu_demo work="$work"
-python recipes/cpu_demo/report.py "$work"
+python -m recipes.cpu_demo.report "$work"

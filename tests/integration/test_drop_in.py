@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from prepare import convert_model
 from runs import ROOT, json_lines, logged_steps, main_ppo, user, write_store
 from stub_server import StubServer
 from tiny_policy import TAGS, make_tiny_policy
 
+from recipes.cpu_demo.prepare import convert_model
 from verl_rlkd.types import Step
 
 QUESTIONS = {"tom has 3 pens and gets 4": "7", "ann has 9 pens and loses 5": "4", "2 boxes of 6 pens": "12"}

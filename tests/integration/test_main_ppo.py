@@ -17,11 +17,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from prepare import convert_model
 from runs import ROOT, json_lines, logged_steps, main_ppo, user, write_store
 from stub_server import Answer, Payload, StubServer, default_answer, is_judge, text_of
 from tiny_policy import make_tiny_policy
 
+from recipes.cpu_demo.prepare import convert_model
 from verl_rlkd.components import Components
 from verl_rlkd.types import Step
 

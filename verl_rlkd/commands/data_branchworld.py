@@ -22,5 +22,5 @@ def branchworld(
 
     sizes = WorldSizes(train=train, val=val, shifted=shifted, gsrm_train=gsrm_train, gsrm_val=gsrm_val)
     write_world(out, sizes, seed=seed)
-    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.parquet"))
     typer.echo(f"{out}: {', '.join(files)}")

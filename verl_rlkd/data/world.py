@@ -3,6 +3,7 @@
     <out>/train.parquet, val.parquet, shifted.parquet    what verl reads; shifted: other families, wording, lengths
     <out>/traces.parquet                                 the teacher's traces for `data structure`
     <out>/sft.parquet                                    the teacher's responses to train.parquet, for SFT
+    <out>/prompts/                                       what its models are asked, the `prompt_dir`
     <out>/gsrm/train.parquet, val.parquet                traces with their true structures: what `gsrm train` reads
     <out>/gsrm/faults.parquet, shifted.parquet           the same for `gsrm eval`: student traces with faults; shifted
     <out>/gsrm/pairs.jsonl                               labelled pairs for `gsrm eval-matcher`
@@ -101,6 +102,7 @@ def _write(folder: Path, sizes: WorldSizes, seed: int) -> None:
                         if name == "train":
                             answer = {"role": "assistant", "content": row.response}
                             sft.add({"messages": [*_prompt(row), answer]}, len(row.trace))
+    shutil.copytree(PROMPTS, folder / "prompts")
     if sizes.gsrm_train or sizes.gsrm_val:
         (folder / "gsrm").mkdir()
     for name, count, split, faulty_share in (

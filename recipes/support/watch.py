@@ -1,6 +1,6 @@
 """Run a command for a person to watch: a line of progress in the terminal, everything else in a log.
 
-Run: python recipes/cpu_demo/watch.py outputs/cpu_demo/run -- COMMAND ...
+Run: python -m recipes.support.watch outputs/cpu_demo/run -- COMMAND ...
 Writes <folder>/train.log and <folder>/usage.json: {"seconds": wall time, "peak_gib": most memory that the machine
 had in use beyond the start}. Ends with the command's exit code.
 """

@@ -1,0 +1,1 @@
+"""Whether a model is good, and pages that show it."""

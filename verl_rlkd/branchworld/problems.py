@@ -101,7 +101,7 @@ class Problem:
 
 
 def draw_problem(random: Random, family: Family, *, steps: int) -> Problem:
-    """A problem whose answer needs ``steps`` quantities, with one or two others that it does not need.
+    """A problem whose answer needs ``steps`` quantities, with one or two others from which nothing follows.
 
     Args:
         random: Source of all choices.
@@ -132,10 +132,11 @@ def _attempt(random: Random, family: Family, steps: int) -> Problem:
         loose = [owner for owner in loose if owner not in quantity.parents] + [quantity.owner]
         quantities.append(quantity)
     goal = quantities[-1].owner
+    needed = list(quantities)
     for _ in range(random.choice((1, 1, 2))):
-        parent = random.randrange(len(quantities))
-        extra = _from_one(random, owners.pop(), quantities[parent])
-        quantities.insert(random.randint(parent + 1, len(quantities)), extra)
+        parent = random.choice(needed)
+        extra = _from_one(random, owners.pop(), parent)
+        quantities.insert(random.randint(quantities.index(parent) + 1, len(quantities)), extra)
     return Problem(family, tuple(quantities), goal)
 
 

@@ -1,6 +1,7 @@
 """How problems are solved: a path is a sequence of moves, the teacher's by rule, a student's with faults.
 
-The teacher weighs the first three open quantities in order of mention and takes the first that the goal needs. What
+The teacher weighs the first three open quantities in order of mention and takes the first that the goal needs; that
+is the first from which another follows, or the goal itself. What
 it takes at a step is its meta-reasoning, what it then asks is the sub-problem, what it works out is the answer: so
 Algorithm 1's true verdicts are known.
 """

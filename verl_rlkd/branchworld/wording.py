@@ -19,8 +19,8 @@ from verl_rlkd.types import Step, Structure
 class Wording:
     """One way to say the three parts of a step.
 
-    Placeholders: {options}, {all} (joined by "or", by "and"), {taken}, {known}, {purpose} of a meta-reasoning; {noun},
-    {owner} of a sub-problem; {owner}, {a}, {sign}, {b}, {value} of an answer.
+    Placeholders: {options}, {all} (joined by "or", by "and"), {rest}, {taken}, {purpose}, {fact} of a meta-reasoning;
+    {noun}, {owner} of a sub-problem; {known}, {sum}, {owner}, {value} of an answer.
     """
 
     meta_reasoning: str
@@ -30,33 +30,33 @@ class Wording:
 
 WORDINGS = (
     Wording(
-        "I could find {options}. {purpose} and {known}, so I take {taken}.",
+        "I could find {options}. I take {taken}, since {purpose}. {fact}.",
         "How many {noun} has {owner}?",
-        "{a} {sign} {b} = {value}, so {owner} has {value}.",
+        "{known}, so {sum} and {owner} has {value}.",
     ),
     Wording(
-        "Open are {all}. Since {known} and {purpose}, {taken} comes first.",
+        "Open are {all}. {taken} comes first, because {purpose}. {fact}.",
         "What is the number of {noun} of {owner}?",
-        "It is {a} {sign} {b} = {value}, so {owner} has {value}.",
+        "As {known}, it is {sum}, so {owner} has {value}.",
     ),
     Wording(
-        "Next could be {options}. I choose {taken}, because {purpose} and {known}.",
+        "Next could be {options}. My choice is {taken}, as {purpose}. {fact}.",
         "{owner} has how many {noun}?",
-        "With {a} {sign} {b} = {value}, {owner} has {value}.",
+        "Since {known}, that makes {sum}, and {owner} has {value}.",
     ),
 )
 """In-domain."""
 
 SHIFTED_WORDINGS = (
     Wording(
-        "Of {all}, I choose {taken} first, since {known} and {purpose}.",
+        "Of {all}, my choice is {taken}, because {purpose}. {fact}.",
         "What number of {noun} has {owner}?",
-        "{owner} has {value}, because {a} {sign} {b} = {value}.",
+        "That makes {sum}, as {known}, so {owner} has {value}.",
     ),
     Wording(
-        "Because {known} and {purpose}, I take {taken}, not {rest}.",
+        "I take {taken}, not {rest}, since {purpose}. {fact}.",
         "How many are the {noun} of {owner}?",
-        "So {owner} has {a} {sign} {b} = {value}.",
+        "It is {sum}, since {known}, and {owner} has {value}.",
     ),
 )
 """Of the shifted split: known words in another order."""
@@ -69,19 +69,20 @@ REMARK_SHARE = 0.15
 def problem_text(problem: Problem) -> str:
     """A sentence per quantity, then the question."""
     noun = problem.family.noun
-    sentences = [_mention(quantity, noun) for quantity in problem.quantities]
+    sentences = [f"{_fact(quantity, noun)}." for quantity in problem.quantities]
     return " ".join([*sentences, f"How many {noun} has {problem.goal}?"])
 
 
-def _mention(quantity: Quantity, noun: str) -> str:
+def _fact(quantity: Quantity, noun: str) -> str:
+    """The word "has" comes before known numbers alone, so that one lookup finds them."""
     owner, parents = quantity.owner, quantity.parents
     if quantity.relation == "given":
-        return f"{owner} has {quantity.amount} {noun}."
+        return f"{owner} has {quantity.amount} {noun}"
     if quantity.relation == "twice":
-        return f"{owner} has twice as many {noun} as {parents[0]}."
+        return f"{owner} gets twice as many {noun} as {parents[0]}"
     if quantity.relation == "together":
-        return f"{owner} has as many {noun} as {parents[0]} and {parents[1]} together."
-    return f"{owner} has {quantity.amount} {quantity.relation} {noun} than {parents[0]}."
+        return f"{owner} gets as many {noun} as {parents[0]} and {parents[1]} together"
+    return f"{owner} gets {quantity.amount} {quantity.relation} {noun} than {parents[0]}"
 
 
 def structure_of(problem: Problem, path: Sequence[Move], wording: Wording) -> Structure:
@@ -105,33 +106,37 @@ def response_of(trace: str, answer: int) -> str:
 
 def _step(problem: Problem, move: Move, wording: Wording) -> Step:
     noun = problem.family.noun
-    parents = problem[move.taken].parents
-    known = f"{' and '.join(parents)} {'are' if len(parents) > 1 else 'is'} known"
-    meta = wording.meta_reasoning.format(
-        options=_listed(move.candidates, "or"),
-        all=_listed(move.candidates, "and"),
-        rest=_listed([owner for owner in move.candidates if owner != move.taken] or ["others"], "or"),
-        taken=move.taken,
-        known=known,
-        purpose=_purpose(problem, move.taken),
-    )
-    a, b = move.terms
+    quantity = problem[move.taken]
+    rest = [owner for owner in move.candidates if owner != move.taken]
+    first, second = move.terms
     return Step(
-        meta_reasoning=meta,
+        meta_reasoning=wording.meta_reasoning.format(
+            options=_listed(move.candidates, "or"),
+            all=_listed(move.candidates, "and"),
+            rest=_listed(rest or ["others"], "or"),
+            taken=move.taken,
+            purpose=_purpose(problem, move.taken),
+            fact=_fact(quantity, noun),
+        ),
         sub_problem=wording.sub_problem.format(noun=noun, owner=move.asked),
-        answer=wording.answer.format(owner=move.taken, a=a, sign="-" if move.minus else "+", b=b, value=move.value),
+        answer=wording.answer.format(
+            known=" and ".join(
+                f"{parent} has {value}" for parent, value in zip(quantity.parents, move.terms, strict=False)
+            ),
+            sum=f"{first} {'-' if move.minus else '+'} {second} = {move.value}",
+            owner=move.taken,
+            value=move.value,
+        ),
     )
 
 
 def _purpose(problem: Problem, taken: str) -> str:
-    """Why this one: the goal, or the first that the goal needs and that needs it."""
+    """Why this one: it is the goal, or the first that follows from it."""
     if taken == problem.goal:
-        return f"{taken} is asked for"
-    needed = problem.needed
-    for quantity in problem.quantities:
-        if quantity.owner in needed and taken in quantity.parents:
-            return f"{quantity.owner} needs {taken}"
-    return f"{taken} may help"
+        return "it is asked for"
+    heirs = (quantity.owner for quantity in problem.quantities if taken in quantity.parents)
+    heir = next(heirs, None)
+    return "it may help" if heir is None else f"{heir} needs it"
 
 
 def _listed(owners: Sequence[str], word: str) -> str:

@@ -12,6 +12,7 @@ from verl_rlkd.commands.data_prepare import prepare
 from verl_rlkd.commands.data_structure import structure
 from verl_rlkd.commands.data_validate import validate
 from verl_rlkd.commands.doctor import doctor
+from verl_rlkd.commands.eval import compare, evaluate
 from verl_rlkd.commands.gsrm_annotate import annotate
 from verl_rlkd.commands.score import score
 from verl_rlkd.errors import RlkdError, ServiceError
@@ -35,6 +36,8 @@ gsrm_app.command("annotate")(annotate)
 app.add_typer(gsrm_app, name="gsrm")
 app.command("doctor")(doctor)
 app.command("score")(score)
+app.command("eval")(evaluate)
+app.command("compare")(compare)
 
 
 @app.callback()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
 from stub_server import Answer, Payload, StubServer, completion, text_of, verdict
 
+from verl_rlkd.accuracy import AnswerGrader
 from verl_rlkd.config import MatcherConfig, RetryConfig
 from verl_rlkd.errors import MatcherError
+from verl_rlkd.gsrm.cache import VerdictCache
 from verl_rlkd.gsrm.client import ChatClient
 from verl_rlkd.gsrm.matchers import ExactMatcher, JudgeMatcher
 from verl_rlkd.gsrm.prompting import fill, judge_prompt
+from verl_rlkd.matching import Counts
 from verl_rlkd.types import Step, StepVerdict, Structure
 
 TEACHER = Structure((Step("Factor the number", "What are its factors?", "2 and 3"), Step("Check", "Right?", "Yes")))
@@ -154,3 +159,70 @@ def test_exact_matcher_needs_no_mathematics() -> None:
     assert asyncio.run(ExactMatcher().match(Structure((Step("a", "b", "1/2"),)), teacher)) == (
         StepVerdict(True, True, False),
     )
+
+
+def judge_many(
+    server: StubServer, pairs: list[tuple[Structure, Structure]], **changes: Any
+) -> tuple[list[tuple[StepVerdict, ...]], list[Counts]]:
+    """Verdicts and counts of pairs judged at the same time."""
+
+    async def run() -> tuple[list[tuple[StepVerdict, ...]], list[Counts]]:
+        client = ChatClient(server.base_url, timeout_s=10, retry=RetryConfig(max_attempts=1), failure=MatcherError)
+        matcher = JudgeMatcher(changes.pop("config", MatcherConfig()), client, model="judge", **changes)
+        counts = [Counts() for _ in pairs]
+        try:
+            tasks = (matcher.match(*pair, counts=count) for pair, count in zip(pairs, counts, strict=True))
+            return list(await asyncio.gather(*tasks)), counts
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+def test_a_group_with_the_same_steps_is_judged_once() -> None:
+    with StubServer(latency_s=0.1) as server:
+        verdicts, counts = judge_many(server, [(STUDENT, TEACHER)] * 8)
+        assert verdicts == [(StepVerdict(True, True, True),) * 2] * 8
+        assert len(server.requests) == 6
+    assert [count.compared for count in counts] == [6] * 8
+    assert sum(count.compared - count.reused for count in counts) == 6
+
+
+def test_verdicts_outlive_the_process_but_not_the_model(tmp_path: Path) -> None:
+    def run(server: StubServer, revision: str, config: MatcherConfig) -> StepVerdict:
+        cache = VerdictCache(tmp_path / "cache")
+        pair = (one_step("a"), one_step("b"))
+        return judge_many(server, [pair], cache=cache, revision=revision, config=config)[0][0][0]
+
+    with StubServer(lambda payload: verdict({"Yes": 0.6, "No": 0.4})) as server:
+        assert run(server, "1", MatcherConfig()) == StepVerdict(True)
+        assert run(server, "1", MatcherConfig()) == StepVerdict(True)
+        # What is remembered is P(yes), so another threshold asks nothing.
+        assert run(server, "1", MatcherConfig(threshold=0.7)) == StepVerdict(False)
+        assert len(server.requests) == 1
+        run(server, "2", MatcherConfig())
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "asked"),
+    [
+        ("\\frac{1}{2}", "0.5", 0),
+        ("3 + x", "x + 3", 0),
+        ("3", "4", 1),
+        ("6 pairs, so 12", "12", 1),
+        ("5 m", "5 s", 1),
+        ("12 \\text{ apples}", "12", 1),
+    ],
+)
+def test_equal_formulas_are_certain_and_all_else_is_judged(student: str, teacher: str, asked: int) -> None:
+    pair = (Structure((Step("plan", None, student),)), Structure((Step("plan", None, teacher),)))
+    grader = AnswerGrader()
+    try:
+        with StubServer() as server:
+            verdicts, (count,) = judge_many(server, [pair], math_equal=grader.math_equal_async)
+            assert verdicts == [(StepVerdict(True, None, True),)]
+            assert len(server.requests) == asked
+    finally:
+        grader.close()
+    assert (count.compared, count.certain, count.reused) == (2, 2 - asked, 0)

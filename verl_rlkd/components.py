@@ -37,6 +37,13 @@ class Components:
     matched_share: float = 0.0
     """Teacher steps whose meta-reasoning matched before the exit, divided by the teacher's steps."""
 
+    compared: float = 0.0
+    """Pairs of texts that were compared."""
+    certain: float = 0.0
+    """Of these, decided without a model: equal text, or equal mathematics."""
+    reused: float = 0.0
+    """Of these, judged before, or for another response at the same time; the rest was asked of the judge."""
+
     no_think_end: float = 0.0
     """Flag: no ``</think>``, the response was truncated; structure 0."""
     path_truncated: float = 0.0
@@ -78,6 +85,9 @@ _OF_A_STRUCTURE = {
     "student_steps",
     "teacher_steps",
     "matched_share",
+    "compared",
+    "certain",
+    "reused",
     "path_truncated",
     "structure_cut",
     "no_structure",

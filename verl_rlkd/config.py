@@ -80,12 +80,19 @@ class MatcherConfig:
     """A match is P(yes) >= threshold, in [0, 1]."""
     min_mass: float = 0.1
     """Yes and no together below this share of the first token's probability is an unreadable verdict."""
+    cache_dir: str | None = None
+    """Folder for verdicts, shared by the reward workers of a machine and by runs; null = each remembers its own."""
+    cache_mb: int = 256
+    """Size of that folder at most, MiB; the oldest verdicts leave."""
+    revision: str | None = None
+    """What tells the judge's weights from others of the same name in the cache; null = its files' sizes and times."""
     timeout_s: float = 120.0
     """Per-request limit, seconds."""
 
     def __post_init__(self) -> None:
         _share(self, "threshold")
         _share(self, "min_mass")
+        _at_least(self, "cache_mb", 1)
         _positive(self, "timeout_s")
 
 

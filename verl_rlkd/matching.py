@@ -12,6 +12,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from verl_rlkd.types import StepVerdict, Structure
@@ -23,10 +24,24 @@ Comparison = Callable[[Field, str, str], Awaitable[bool]]
 """(field, student's text, teacher's text) -> whether they say the same. Never called with a blank text."""
 
 
+@dataclass
+class Counts:
+    """How the comparisons of one response came about; whoever compares adds to it."""
+
+    compared: int = 0
+    """Pairs of texts."""
+    certain: int = 0
+    """Of these, decided without a model: equal text, or equal mathematics."""
+    reused: int = 0
+    """Of these, judged before, or for another response at the same time."""
+
+
 class Matcher(Protocol):
     """Match() of Algorithm 1."""
 
-    async def match(self, student: Structure, teacher: Structure) -> tuple[StepVerdict, ...]:
+    async def match(
+        self, student: Structure, teacher: Structure, *, counts: Counts | None = None
+    ) -> tuple[StepVerdict, ...]:
         """Verdicts of steps 1, 2, ...; the last one is the first meta-reasoning mismatch, if there is one.
 
         Raises:
@@ -107,6 +122,25 @@ def same_text(first: str, second: str) -> bool:
     """Whether two texts are equal once normalised; decoration alone equals nothing."""
     normalised = normalise(first)
     return normalised != "" and normalised == normalise(second)
+
+
+_LATEX_COMMAND = re.compile(r"\\[A-Za-z]+")
+_LONGEST_MATHEMATICS = 100
+
+
+def is_bare_mathematics(first: str, second: str) -> bool:
+    """Whether two texts are numbers or formulas of the same letters, so that equality can be computed for certain.
+
+    A parser of answers sees 12 alone in "6 pairs, so 12", and drops units: 5 m would be 5 s.
+    """
+    letters = []
+    for text in (first, second):
+        rest = _LATEX_COMMAND.sub(" ", text)
+        wordless = re.search(r"[^\W\d_]{2}", rest) is None
+        if not (wordless and any(c.isdigit() for c in text) and len(text) <= _LONGEST_MATHEMATICS):
+            return False
+        letters.append({c for c in rest if c.isalpha() or c == "%"})
+    return letters[0] == letters[1]
 
 
 # Byte-level tokenizers show a space as U+0120 and a line break as U+010A, which Python counts as letters.

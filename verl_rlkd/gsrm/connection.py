@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from verl_rlkd.config import RlkdConfig
 from verl_rlkd.errors import GeneratorError, MatcherError
+from verl_rlkd.gsrm.cache import VerdictCache, revision
 from verl_rlkd.gsrm.client import ChatClient
 from verl_rlkd.gsrm.generator import StructureGenerator, Tokenizer
-from verl_rlkd.gsrm.matchers import ExactMatcher, JudgeMatcher
+from verl_rlkd.gsrm.matchers import ExactMatcher, JudgeMatcher, MathEqual
 from verl_rlkd.matching import Matcher
-
-MathEqual = Callable[[str, str], Awaitable[bool | None]]
-"""Whether two answers are mathematically equal; None = cannot say."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def connect(
 
     Args:
         config: Servers, models and decoding.
-        math_equal: How the exact matcher compares answers.
+        math_equal: How answers that are formulas are compared.
         default_url: Where ``generator.base_url`` is null: the server that hosts the GSRM, up to and including "/v1".
         default_model: Where ``generator.model`` is null: the GSRM's name in requests.
         tokenizer: The GSRM's; without it lengths are estimated.
@@ -67,4 +65,13 @@ def connect(
         retry=config.retry,
         failure=MatcherError,
     )
-    return Gsrm(generator, JudgeMatcher(match, judge, model=match.model or model), (client, judge))
+    judged_by = match.model or model
+    matcher = JudgeMatcher(
+        match,
+        judge,
+        model=judged_by,
+        math_equal=math_equal,
+        cache=VerdictCache(Path(match.cache_dir) if match.cache_dir else None, max_bytes=match.cache_mb * 2**20),
+        revision=match.revision if match.revision is not None else revision(judged_by),
+    )
+    return Gsrm(generator, matcher, (client, judge))

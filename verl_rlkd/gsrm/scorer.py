@@ -16,7 +16,7 @@ from verl_rlkd.components import Components
 from verl_rlkd.config import RlkdConfig
 from verl_rlkd.errors import GeneratorError, MatcherError, ServiceError
 from verl_rlkd.gsrm.generator import StructureGenerator
-from verl_rlkd.matching import Matcher
+from verl_rlkd.matching import Counts, Matcher
 from verl_rlkd.rewards import combine_rewards, format_reward, split_response, tag_reward
 from verl_rlkd.scoring import score_structure
 from verl_rlkd.types import StepVerdict, Structure, StructureScore
@@ -132,9 +132,10 @@ class ResponseScorer:
             generator_seconds=time.perf_counter() - started,
         )
         started = time.perf_counter()
+        counts = Counts()
         try:
             async with asyncio.timeout_at(deadline):
-                verdicts = await self._matcher.match(made.structure, teacher)
+                verdicts = await self._matcher.match(made.structure, teacher, counts=counts)
         except (MatcherError, TimeoutError) as error:
             return _failure(parts, "matcher", error, time.perf_counter() - started)
         teacher_steps = len(teacher.steps)
@@ -144,6 +145,9 @@ class ResponseScorer:
             structure=score.value,
             exit_step=float(score.exit_step or 0),
             matched_share=sum(verdict.meta_reasoning for verdict in verdicts) / teacher_steps,
+            compared=float(counts.compared),
+            certain=float(counts.certain),
+            reused=float(counts.reused),
             matcher_seconds=time.perf_counter() - started,
         )
         return ScoredResponse(

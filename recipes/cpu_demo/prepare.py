@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recipes.support.serve import serve
 from recipes.support.stages import logger, rlkd, stage
 from recipes.support.watch import run_logged
 from verl_rlkd.data.prepare import INSTRUCTION
+from verl_rlkd.integration.serving import serve
 
 HERE = Path(__file__).parent
 SFT_STEPS = 16
@@ -136,7 +136,8 @@ def structure_teachers(work: Path) -> None:
     """The teacher store, by the GSRM behind a vLLM server of its own."""
     started = time.monotonic()
     partial = work / "teachers.partial.sqlite"
-    with serve(work / "gsrm", work / "structure_server.log", max_model_len=4096) as base_url:
+    options = ("--enforce-eager", "--max-model-len", "4096", "--dtype", "bfloat16")
+    with serve(work / "gsrm", work / "structure_server.log", name="gsrm", options=options) as base_url:
         rlkd(
             "data", "structure", "--traces", work / "data" / "traces.jsonl", "--out", partial,
             "--base-url", base_url, "--model", "gsrm", "--constrained", "--max-steps", 4, "--max-field-chars", 160,

@@ -15,6 +15,9 @@ structure of two steps. A marker in the request's text changes that:
     NO_STRUCTURE_GENERATOR        text that holds no step
 
 A marker in a generator's request is copied into the structure, so it reaches the judge as well.
+
+As vLLM, it ends an answer at a stop string, sends token ids when asked for them, and goes on from token ids under
+/v1/completions: with what is left of the answer that it gave to the prompt, whatever was asked in between.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ STEPS = (
     "[Meta-reasoning 1]: Read what is given {mark}\n[Sub-problem 1]: What is known?\n[Answer 1]: Two numbers\n"
     "[Meta-reasoning 2]: Combine the numbers\n[Sub-problem 2]: What is their sum?\n[Answer 2]: 4"
 )
+_PIECES = re.compile(r"\]:|[^\W_]+|\s|.", re.DOTALL)
 CLOSE = -1
 """An answer that closes the connection without a response."""
 
@@ -92,6 +96,27 @@ def default_answer(payload: Payload) -> Answer:
     return completion(structure)
 
 
+class StubTokenizer:
+    """Tokens are what ``split`` makes of a text; ids are given in order of appearance. Id 0 ends a prompt."""
+
+    def __init__(self, split: Callable[[str], list[str]] = _PIECES.findall) -> None:
+        self._split = split
+        self._tokens = [""]
+        self._ids: dict[str, int] = {}
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        ids = []
+        for token in self._split(text):
+            if token not in self._ids:
+                self._ids[token] = len(self._tokens)
+                self._tokens.append(token)
+            ids.append(self._ids[token])
+        return ids
+
+    def decode(self, token_ids: Any) -> str:
+        return "".join(self._tokens[i] for i in token_ids)
+
+
 class StubServer:
     """The server in a thread of its own; a context manager."""
 
@@ -99,20 +124,24 @@ class StubServer:
         self,
         answer: Callable[[Payload], Answer] = default_answer,
         *,
-        latency_s: float = 0.0,
+        latency_s: float | Callable[[Payload], float] = 0.0,
         fail_first: int = 0,
         port: int = 0,
         models: tuple[str, ...] = ("gsrm",),
+        tokenizer: StubTokenizer | None = None,
+        token_ids: bool = True,
     ) -> None:
         """Say how it answers.
 
         Args:
             answer: (request's JSON) -> response body; an int is an HTTP status, ``CLOSE`` closes the connection,
                 bytes are a raw body.
-            latency_s: Seconds before each answer.
+            latency_s: Seconds before each answer, or a rule for them.
             fail_first: So many requests get HTTP 500 before the first answer.
             port: 0 = any free one.
             models: Names under /v1/models.
+            tokenizer: Its tokens.
+            token_ids: Whether it sends token ids, as vLLM does.
         """
         self.answer = answer
         self.latency_s = latency_s
@@ -120,6 +149,11 @@ class StubServer:
         self.models = models
         self.requests: list[Payload] = []
         """Every chat completion request, in order of arrival."""
+        self.continuations: list[Payload] = []
+        """Every completion request, in order of arrival."""
+        self.tokenizer = tokenizer or StubTokenizer()
+        self.token_ids = token_ids
+        self._answers: dict[tuple[int, ...], tuple[list[int], str]] = {}
         self.headers: list[dict[str, str]] = []
         self.most_in_flight = 0
         self._in_flight = 0
@@ -179,6 +213,7 @@ class StubServer:
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/health", self._health)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._complete)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self._port)
@@ -198,19 +233,65 @@ class StubServer:
         payload: Payload = await request.json()
         self.requests.append(payload)
         self.headers.append(dict(request.headers))
+        answer = await self._answer(request, payload, lambda: self.answer(payload))
+        if isinstance(answer, dict) and payload.get("return_token_ids") and self.token_ids:
+            choice = answer["choices"][0]
+            if choice["finish_reason"] in ("stop", "length") and choice["message"]["content"]:
+                prompt = [*self.tokenizer.encode(text_of(payload)), 0]
+                written = self.tokenizer.encode(choice["message"]["content"])
+                self._answers[tuple(prompt)] = written, choice["finish_reason"]
+                text, part = self._written(written, choice["finish_reason"], payload)
+                message = {**choice["message"], "content": text}
+                answer = {**answer, "prompt_token_ids": prompt, "choices": [{**choice, "message": message, **part}]}
+        return self._respond(request, payload, answer)
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        payload: Payload = await request.json()
+        self.continuations.append(payload)
+        answer = await self._answer(request, payload, lambda: self._continued(payload))
+        return self._respond(request, payload, answer)
+
+    def _continued(self, payload: Payload) -> Answer:
+        if payload["max_tokens"] < 1:
+            return 400
+        end = payload["prompt"].index(0) + 1
+        prompt, so_far = payload["prompt"][:end], payload["prompt"][end:]
+        answer, reason = self._answers[tuple(prompt)]
+        if answer[: len(so_far)] != so_far:
+            return 400
+        text, part = self._written(answer[len(so_far) :], reason, payload)
+        return {"choices": [{"index": 0, "text": text, **part}]}
+
+    def _written(self, ids: list[int], reason: str, payload: Payload) -> tuple[str, Payload]:
+        """The text of ``ids`` up to the first stop string or the token limit, and the choice's other fields."""
+        text = ""
+        for n, token in enumerate(self.tokenizer.decode([i]) for i in ids[: payload["max_tokens"]]):
+            text += token
+            for stop in payload.get("stop", []):
+                # vLLM tells all tokens, but cuts the text at the end of the stop string.
+                if (at := text.find(stop, max(0, len(text) - len(token) - len(stop)))) >= 0:
+                    found = {"finish_reason": "stop", "stop_reason": stop, "token_ids": ids[: n + 1]}
+                    return text[: at + len(stop)], found
+        cut = len(ids) > payload["max_tokens"]
+        written = ids[: payload["max_tokens"]]
+        return text, {"finish_reason": "length" if cut else reason, "stop_reason": None, "token_ids": written}
+
+    async def _answer(self, request: web.Request, payload: Payload, answer: Callable[[], Answer]) -> Answer:
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
         try:
-            await asyncio.sleep(self.latency_s)
-            if ("HANG_JUDGE" if is_judge(payload) else "HANG_GENERATOR") in text_of(payload):
+            await asyncio.sleep(self.latency_s(payload) if callable(self.latency_s) else self.latency_s)
+            marker = "HANG_JUDGE" if is_judge(payload) else "HANG_GENERATOR"
+            if "messages" in payload and marker in text_of(payload):
                 await asyncio.sleep(3600)
             if self.fail_first > 0:
                 self.fail_first -= 1
-                answer: Answer = 500
-            else:
-                answer = self.answer(payload)
+                return 500
+            return answer()
         finally:
             self._in_flight -= 1
+
+    def _respond(self, request: web.Request, payload: Payload, answer: Answer) -> web.StreamResponse:
         if answer == CLOSE:
             assert request.transport is not None
             request.transport.close()

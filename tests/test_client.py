@@ -194,3 +194,32 @@ def test_ping_says_which_setting_to_correct() -> None:
         asyncio.run(ping("localhost:8000", setting="rlkd.generator.base_url"))
     with StubServer() as server, pytest.raises(ConfigError, match=r"HTTP 404 and no list of models.*ends in /v1"):
         asyncio.run(ping(server.base_url.removesuffix("/v1"), setting="rlkd.generator.base_url"))
+
+
+def test_one_request_more_than_max_in_flight_waits_without_a_timeout() -> None:
+    async def run(base_url: str) -> None:
+        client = ChatClient(
+            base_url, timeout_s=0.5, retry=RetryConfig(max_attempts=1), failure=GeneratorError, max_in_flight=2
+        )
+        await asyncio.gather(*(client.chat(PAYLOAD) for _ in range(10)))
+        await client.close()
+
+    with StubServer(latency_s=0.2) as server:
+        asyncio.run(run(server.base_url))
+        assert (server.most_in_flight, len(server.requests)) == (2, 10)
+
+
+def test_replicas_share_the_load_and_stand_in_for_each_other() -> None:
+    async def run(*base_urls: str, times: int) -> None:
+        client = ChatClient(base_urls, timeout_s=5, retry=QUICK, failure=GeneratorError)
+        await asyncio.gather(*(client.chat(PAYLOAD, near=str(n)) for n in range(times)))
+        await client.close()
+
+    with StubServer() as first, StubServer() as second:
+        asyncio.run(run(first.base_url, second.base_url, times=100))
+        assert len(first.requests) + len(second.requests) == 100
+        assert 30 < len(first.requests) < 70
+        again = [len(server.requests) * 2 for server in (first, second)]
+        asyncio.run(run(first.base_url, second.base_url, times=100))
+        assert [len(server.requests) for server in (first, second)] == again
+        asyncio.run(run(first.base_url, f"http://127.0.0.1:{free_port()}/v1", times=20))

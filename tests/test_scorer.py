@@ -15,6 +15,7 @@ from verl_rlkd.accuracy import Grade
 from verl_rlkd.config import RetryConfig, RlkdConfig
 from verl_rlkd.errors import GeneratorError, MatcherError
 from verl_rlkd.gsrm.client import ChatClient
+from verl_rlkd.gsrm.connection import connect
 from verl_rlkd.gsrm.generator import StructureGenerator
 from verl_rlkd.gsrm.matchers import JudgeMatcher
 from verl_rlkd.gsrm.record import Record
@@ -105,3 +106,52 @@ def test_the_record_shows_both_structures_and_every_verdict(tmp_path: Path) -> N
     assert line["verdicts"] == [[True, True, True], [True, True, True]]
     assert line["score"] == 1.0
     assert line["components"]["rlkd/structure"] == 1.0
+
+
+def score_many(
+    stub: StubServer, requests: list[ScoringRequest], config: RlkdConfig, *, workers: int = 1
+) -> list[float]:
+    """Seconds after which each response was scored; all of them must be."""
+
+    async def run() -> list[float]:
+        gsrm = connect(
+            config, math_equal=no_mathematics, default_url=stub.base_url, default_model="gsrm", workers=workers
+        )
+        scorer = ResponseScorer(config, generator=gsrm.generator, matcher=gsrm.matcher, grader=right, workers=workers)
+        started = time.monotonic()
+
+        async def timed(request: ScoringRequest) -> float:
+            scored = await scorer.score(request)
+            assert not scored.components.failed
+            return time.monotonic() - started
+
+        try:
+            return await asyncio.gather(*(timed(request) for request in requests))
+        finally:
+            await gsrm.close()
+
+    return asyncio.run(run())
+
+
+async def no_mathematics(_first: str, _second: str) -> None:
+    return None
+
+
+def different(count: int) -> list[ScoringRequest]:
+    return [replace(REQUEST, response=f"<think>\n{n}\n</think>\n<answer>\n4\n</answer>") for n in range(count)]
+
+
+def test_workers_share_one_limit_and_the_deadline_of_those_who_wait_does_not_run() -> None:
+    config = RlkdConfig(max_in_flight=16, retry=RetryConfig(max_attempts=1, deadline_s=1.5))
+    with StubServer(latency_s=0.1) as stub:
+        # Of 16, 4 workers have 4 each: 3 structures and 1 judgement. 30 responses take longer than the deadline.
+        seconds = score_many(stub, different(30), config, workers=4)
+        assert max(seconds) > 2.0
+        assert stub.most_in_flight <= 4
+
+
+def test_one_long_response_does_not_hold_up_the_others() -> None:
+    with StubServer(latency_s=lambda payload: 3.0 if "tortoise" in str(payload.get("messages")) else 0.0) as stub:
+        slow = replace(REQUEST, response=REQUEST.response.replace("first this", "tortoise"))
+        first, *others = score_many(stub, [slow, *different(63)], RlkdConfig())
+    assert max(others) < 2.5 < first

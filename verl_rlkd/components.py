@@ -29,7 +29,7 @@ class Components:
     """In [0, 1], quarters."""
 
     student_steps: float = 0.0
-    """Complete steps in the student's structure."""
+    """Complete steps in the student's structure; at least so many where it was left early."""
     teacher_steps: float = 0.0
     """Steps in the teacher's structure."""
     exit_step: float = 0.0
@@ -44,10 +44,15 @@ class Components:
     reused: float = 0.0
     """Of these, judged before, or for another response at the same time; the rest was asked of the judge."""
 
+    generated_tokens: float = 0.0
+    """Tokens of the student's structure, as far as it was waited for."""
+
     no_think_end: float = 0.0
     """Flag: no ``</think>``, the response was truncated; structure 0."""
     path_truncated: float = 0.0
     """Flag: the reasoning path exceeded the generator's context; its beginning was structured."""
+    left_early: float = 0.0
+    """Flag: nothing more could count (a mismatch, or the teacher's last step), so the structure was not finished."""
     structure_cut: float = 0.0
     """Flag: the generator reached its token limit; its complete steps were scored."""
     no_structure: float = 0.0
@@ -68,9 +73,9 @@ class Components:
     """Flag: a verdict did not arrive or was unreadable."""
 
     generator_seconds: float = 0.0
-    """Seconds this response waited for its structure."""
+    """Seconds until this response's structure was written, or left."""
     matcher_seconds: float = 0.0
-    """Seconds this response waited for its verdicts."""
+    """Seconds spent on this response's verdicts; with early exit most of them while the structure was written."""
 
     def as_extra_info(self) -> dict[str, float]:
         """verl's ``reward_extra_info``: ``acc`` (verl's name for accuracy) and ``rlkd/<component>``."""
@@ -88,6 +93,8 @@ _OF_A_STRUCTURE = {
     "compared",
     "certain",
     "reused",
+    "generated_tokens",
+    "left_early",
     "path_truncated",
     "structure_cut",
     "no_structure",

@@ -46,6 +46,8 @@ class GeneratorConfig:
     """Tokens at most in a generated structure."""
     context_tokens: int = 32768
     """The server's context (prompt + generated tokens); a longer path is cut to its beginning, flagged."""
+    early_exit: bool = True
+    """Stop writing a structure at its first mismatch; only with vLLM, temperature 0 and unconstrained decoding."""
     timeout_s: float = 600.0
     """Per-request limit, seconds."""
 
@@ -151,6 +153,8 @@ class RlkdConfig:
     """A response whose score failed for our reasons: drop it from the batch, or stop the run."""
     max_failure_share: float = 0.1
     """With "drop", stop the run when more than this share of the last 512 training responses failed."""
+    max_in_flight: int = 1024
+    """Model requests at the same time, over all reward workers; a quarter of them is kept for judgements."""
     record_dir: str | None = None
     """Folder for one JSON line per scored response: both structures, verdicts, components. null = none."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -166,6 +170,17 @@ class RlkdConfig:
 
     def __post_init__(self) -> None:
         _share(self, "max_failure_share")
+        _at_least(self, "max_in_flight", 2)
+
+    def room(self, workers: int = 1) -> tuple[int, int]:
+        """How many responses may be structured and how many judgements asked at the same time in one of ``workers``.
+
+        Fixed shares of ``max_in_flight``, so that workers need not talk to each other; judgements have their own, so
+        that long structures never keep them waiting. At least 1 each.
+        """
+        share = self.max_in_flight // workers
+        judgements = max(share // 4, 1)
+        return max(share - judgements, 1), judgements
 
     @classmethod
     def from_mapping(cls, node: Mapping[str, Any] | None) -> RlkdConfig:

@@ -111,9 +111,9 @@ def parse_structure(text: str) -> Structure:
         never ask for, so that it finds nothing.
     """
     problems = _Problems()
-    text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
+    text = _with_line_feeds(text)
     tags = list(_find_tags(text))
-    one_line = all(tag.kind == "meta_reasoning" for tag in tags if tag.starts_line)
+    one_line = _is_one_line(tags)
     text, cut = _without_unfinished_tag(text, anywhere=one_line and bool(tags))
     tags = _counted(tags, one_line, problems)
 
@@ -149,6 +149,17 @@ def parse_structure(text: str) -> Structure:
     )
 
 
+def settled_steps(text: str) -> tuple[Step, ...]:
+    """The steps at the beginning of an unfinished text that nothing written after it can change.
+
+    They are all steps but the last; none while the text may still be one without line breaks. For any ``more`` they
+    are the first of ``parse_structure(text + more).steps``, and never all of them.
+    """
+    if _is_one_line(list(_find_tags(_with_line_feeds(text)))):
+        return ()
+    return parse_structure(text).steps[:-1]
+
+
 def render_structure(structure: Structure) -> str:
     r"""Write steps as a GSRM would, so that ``parse_structure`` gives the same steps back.
 
@@ -176,6 +187,15 @@ def render_structure(structure: Structure) -> str:
     text = "\n".join(lines)
     at = _unfinished_tag(text)
     return text if at is None else f"{text[:at]}\\{text[at:]}"
+
+
+def _with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
+
+
+def _is_one_line(tags: list[_Tag]) -> bool:
+    """Whether the text is written without line breaks: tags inside a line count, see the rules above."""
+    return all(tag.kind == "meta_reasoning" for tag in tags if tag.starts_line)
 
 
 def _unreadable(value: str, kind: _Kind) -> str | None:

@@ -36,7 +36,7 @@ PATHS = [
 ]
 FLAGS = [
     "no_think_end", "path_truncated", "structure_cut", "no_structure", "answer_timeout", "accuracy_missing",
-    "structure_missing", "failed", "generator_failed", "matcher_failed",
+    "structure_missing", "failed", "left_early", "generator_failed", "matcher_failed",
 ]  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def score(tiny_policy: Path, ray_cluster: None, tmp_path_factory: pytest.TempPat
     from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
     store = tmp_path_factory.mktemp("store") / "teachers.sqlite"
-    problems = {str(param.values[1]) for param in PATHS} - {"unknown"}
+    problems = {str(param.values[1]) for param in PATHS} - {"unknown"} | {"plain 2"}
     steps = (Step("look at it", "what is it?", "2 + 2"), Step("add", "what is 2 + 2?", "4"))
     write_store(store, dict.fromkeys(problems, steps))
     with StubServer() as stub:
@@ -63,11 +63,13 @@ def score(tiny_policy: Path, ray_cluster: None, tmp_path_factory: pytest.TempPat
         )
         worker = ray.remote(RewardLoopWorker).remote(config)
 
-        def ask(response: str, problem: str, gold: str, training: bool) -> dict[str, Any]:
-            answer: dict[str, Any] = ray.get(
-                worker.compute_score.remote(row(tiny_policy, response, problem, gold, training))
-            )
-            return answer
+        def ask(response: str, problem: str, gold: str, training: bool, *, padding: bool = False) -> dict[str, Any]:
+            asked = len(stub.requests)
+            data = row(tiny_policy, response, problem, gold, training)
+            if padding:
+                data.non_tensor_batch["rlkd_padding"] = data.non_tensor_batch["rlkd_training"]
+            answer: dict[str, Any] = ray.get(worker.compute_score.remote(data))
+            return {**answer, "requests": len(stub.requests) - asked}
 
         yield ask
         ray.kill(worker)
@@ -150,6 +152,15 @@ def test_every_path_gives_the_same_keys_finite_floats_and_its_flags(
     assert {name for name in FLAGS if info[f"rlkd/{name}"]} == flags
     if "failed" in flags and training:
         assert answer["reward_score"] == 0.0
+
+
+def test_a_copy_that_fills_up_a_batch_costs_nothing(score: Score) -> None:
+    assert score(GOOD, "plain 2", "4", True, padding=True) == {
+        "reward_score": 0.0,
+        "reward_extra_info": Components().as_extra_info(),
+        "requests": 0,
+    }
+    assert score(GOOD, "plain 2", "4", True)["requests"] > 0
 
 
 def test_a_matching_response_scores_one(score: Score) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,18 +33,21 @@ def connect(
     config: RlkdConfig,
     *,
     math_equal: MathEqual,
-    default_url: str | None = None,
+    default_url: str | Sequence[str] | None = None,
     default_model: str | None = None,
     tokenizer: Tokenizer | None = None,
+    workers: int = 1,
 ) -> Gsrm:
     """Generator and matcher of a configuration; nothing is sent.
 
     Args:
         config: Servers, models and decoding.
         math_equal: How answers that are formulas are compared.
-        default_url: Where ``generator.base_url`` is null: the server that hosts the GSRM, up to and including "/v1".
+        default_url: Where ``generator.base_url`` is null: the server that hosts the GSRM, up to and including "/v1",
+            or all its replicas.
         default_model: Where ``generator.model`` is null: the GSRM's name in requests.
         tokenizer: The GSRM's; without it lengths are estimated.
+        workers: Processes that do the same and share ``config.max_in_flight``.
 
     Raises:
         ConfigError: A variable that should hold an API key is not set.
@@ -52,8 +56,14 @@ def connect(
     # With structure weight 0 and no server nothing is ever sent; the address is then never used.
     url = gsrm.base_url or default_url or ""
     model = gsrm.model or default_model or ""
+    structures, judgements = config.room(workers)
     client = ChatClient(
-        url, api_key_env=gsrm.api_key_env, timeout_s=gsrm.timeout_s, retry=config.retry, failure=GeneratorError
+        url,
+        api_key_env=gsrm.api_key_env,
+        timeout_s=gsrm.timeout_s,
+        retry=config.retry,
+        failure=GeneratorError,
+        max_in_flight=structures,
     )
     generator = StructureGenerator(gsrm, client, model=model, tokenizer=tokenizer)
     if match.kind == "exact":
@@ -64,6 +74,7 @@ def connect(
         timeout_s=match.timeout_s,
         retry=config.retry,
         failure=MatcherError,
+        max_in_flight=judgements,
     )
     judged_by = match.model or model
     matcher = JudgeMatcher(

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from verl_rlkd.accuracy import Grade
 from verl_rlkd.components import Components
 from verl_rlkd.config import RlkdConfig
-from verl_rlkd.errors import GeneratorError, MatcherError, ServiceError
+from verl_rlkd.errors import MatcherError, ServiceError
+from verl_rlkd.gsrm.comparison import compare
 from verl_rlkd.gsrm.generator import StructureGenerator
-from verl_rlkd.matching import Counts, Matcher
+from verl_rlkd.matching import Matcher
 from verl_rlkd.rewards import combine_rewards, format_reward, split_response, tag_reward
 from verl_rlkd.scoring import score_structure
 from verl_rlkd.types import StepVerdict, Structure, StructureScore
@@ -71,8 +71,27 @@ Grader = Callable[[str, str | None, str], Awaitable[Grade]]
 class ResponseScorer:
     """Scores responses; every path, failures included, gives a score and the same components."""
 
-    def __init__(self, config: RlkdConfig, *, generator: StructureGenerator, matcher: Matcher, grader: Grader) -> None:
+    def __init__(
+        self,
+        config: RlkdConfig,
+        *,
+        generator: StructureGenerator,
+        matcher: Matcher,
+        grader: Grader,
+        workers: int = 1,
+    ) -> None:
+        """Say who does the work.
+
+        Args:
+            config: Weights, deadline and the rest.
+            generator: Writes the student's structure.
+            matcher: Compares it with the teacher's.
+            grader: Grades the answer.
+            workers: Processes that share ``config.max_in_flight``. Responses above this one's share wait, and their
+                deadline does not run.
+        """
         self._config = config
+        self._room = asyncio.Semaphore(config.room(workers)[0])
         self._generator = generator
         self._matcher = matcher
         self._grade = grader
@@ -116,50 +135,50 @@ class ResponseScorer:
         if reasoning is None:
             return ScoredResponse(score=0.0, components=parts, teacher=teacher)
 
-        deadline = asyncio.get_running_loop().time() + self._config.retry.deadline_s
-        started = time.perf_counter()
-        try:
-            async with asyncio.timeout_at(deadline):
-                made = await self._generator.generate(request.problem, reasoning, domain=request.domain)
-        except (GeneratorError, TimeoutError) as error:
-            return _failure(parts, "generator", error, time.perf_counter() - started)
-        parts = replace(
-            parts,
-            student_steps=float(len(made.structure.steps)),
-            path_truncated=float(made.path_truncated),
-            structure_cut=float(made.cut),
-            no_structure=float(not made.structure.steps),
-            generator_seconds=time.perf_counter() - started,
-        )
-        started = time.perf_counter()
-        counts = Counts()
-        try:
-            async with asyncio.timeout_at(deadline):
-                verdicts = await self._matcher.match(made.structure, teacher, counts=counts)
-        except (MatcherError, TimeoutError) as error:
-            return _failure(parts, "matcher", error, time.perf_counter() - started)
+        async with self._room:
+            found = await compare(
+                self._generator,
+                self._matcher,
+                teacher,
+                problem=request.problem,
+                reasoning=reasoning,
+                domain=request.domain,
+                deadline_s=self._config.retry.deadline_s,
+            )
+        parts = replace(parts, generator_seconds=found.generator_seconds, matcher_seconds=found.matcher_seconds)
+        made = found.made
+        if found.failure is not None or made is None:
+            return _failed(parts, found.failure)
         teacher_steps = len(teacher.steps)
-        score = score_structure(verdicts, num_teacher_steps=teacher_steps, aggregate=self._config.aggregate)
+        score = score_structure(found.verdicts, num_teacher_steps=teacher_steps, aggregate=self._config.aggregate)
         parts = replace(
             parts,
             structure=score.value,
+            student_steps=float(len(made.structure.steps)),
             exit_step=float(score.exit_step or 0),
-            matched_share=sum(verdict.meta_reasoning for verdict in verdicts) / teacher_steps,
-            compared=float(counts.compared),
-            certain=float(counts.certain),
-            reused=float(counts.reused),
-            matcher_seconds=time.perf_counter() - started,
+            matched_share=sum(verdict.meta_reasoning for verdict in found.verdicts) / teacher_steps,
+            compared=float(found.counts.compared),
+            certain=float(found.counts.certain),
+            reused=float(found.counts.reused),
+            generated_tokens=float(made.completion_tokens),
+            path_truncated=float(made.path_truncated),
+            left_early=float(not made.ended),
+            structure_cut=float(made.cut),
+            no_structure=float(not made.structure.steps),
         )
         return ScoredResponse(
-            score=0.0, components=parts, student=made.structure, verdicts=verdicts, teacher=teacher, structure=score
+            score=0.0,
+            components=parts,
+            student=made.structure,
+            verdicts=found.verdicts,
+            teacher=teacher,
+            structure=score,
         )
 
 
-def _failure(parts: Components, service: str, error: ServiceError | TimeoutError, seconds: float) -> ScoredResponse:
-    """Mark the response as failed by ``service`` and log why, once per response."""
-    if isinstance(error, TimeoutError):
-        kind = GeneratorError if service == "generator" else MatcherError
-        error = kind("rlkd.retry.deadline_s passed")
+def _failed(parts: Components, error: ServiceError | None) -> ScoredResponse:
+    """Mark the response as failed and log why, once per response."""
+    service = "matcher" if isinstance(error, MatcherError) else "generator"
     logger.warning("a response was not scored: %s failed: %s", service, error)
-    failed = replace(parts, failed=1.0, **{f"{service}_failed": 1.0, f"{service}_seconds": seconds})
+    failed = replace(parts, failed=1.0, **{f"{service}_failed": 1.0})
     return ScoredResponse(score=0.0, components=failed, failure=error)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from omegaconf import DictConfig
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 TRAINING = "rlkd_training"
 """Row field that tells training from validation; verl drops its own before a reward manager sees the row."""
+PADDING = "rlkd_padding"
+"""Row field of a copy that only fills up a batch; it costs nothing and its score is not looked at."""
 TAG_TOKENS = frozenset({"<think>", "</think>", "<answer>", "</answer>"})
 
 
@@ -77,22 +80,25 @@ class RLKDRewardManager(RewardManagerBase):
         self._record = Record(Path(self._rlkd.record_dir)) if self._rlkd.record_dir else None
         self._dropped_ids = _special_ids_to_drop(tokenizer)
         self._graders = _Graders(self._rlkd)
-        default_url = f"http://{reward_router_address}/v1" if reward_router_address else None
         default_model = config.reward.reward_model.model_path
+        workers = config.reward.num_workers
         gsrm = connect(
             self._rlkd,
             math_equal=self._graders.pool.math_equal_async,
-            default_url=default_url,
+            default_url=(_replicas() or f"http://{reward_router_address}/v1") if reward_router_address else None,
             default_model=default_model,
             tokenizer=reward_model_tokenizer,
+            workers=workers,
         )
         self._scorer = ResponseScorer(
-            self._rlkd, generator=gsrm.generator, matcher=gsrm.matcher, grader=self._graders.grade
+            self._rlkd, generator=gsrm.generator, matcher=gsrm.matcher, grader=self._graders.grade, workers=workers
         )
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """{"reward_score": float, "reward_extra_info": {"acc", "rlkd/..."}} of the last sequence in ``data``."""
         row = data[-1]
+        if row.non_tensor_batch.get(PADDING, False):
+            return {"reward_score": 0.0, "reward_extra_info": Components().as_extra_info()}
         request = self._request(row.batch, row.non_tensor_batch)
         if request.training and self._rlkd.weights.structure > 0 and request.teacher is None:
             # The trainer mode checks the files before training, so only rows from elsewhere come here. Raising
@@ -177,6 +183,22 @@ class _Graders:
             else:
                 self._known[data_source] = True
         return self._known[data_source]
+
+
+def _replicas() -> list[str]:
+    """Base URLs of the servers that host verl's reward model; none where verl does not run them under these names.
+
+    verl's router in front of them is one Python process, which sends each request to any replica: a continuation
+    would not find what was written before in that replica's cache.
+    """
+    urls: list[str] = []
+    while True:
+        try:
+            server = ray.get_actor(f"vllm_server_reward_{len(urls)}_0")
+        except ValueError:
+            return urls
+        host, port = ray.get(server.get_server_address.remote())
+        urls.append(f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1")
 
 
 def _special_ids_to_drop(tokenizer: Any) -> frozenset[int]:

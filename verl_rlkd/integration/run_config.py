@@ -125,6 +125,15 @@ def _check_gsrm(config: DictConfig, rlkd: RlkdConfig) -> None:
         raise ConfigError("rlkd.generator.model is null; give the model's name at rlkd.generator.base_url")
 
 
+def _check_room(config: DictConfig, rlkd: RlkdConfig) -> None:
+    workers = config.reward.num_workers
+    if rlkd.max_in_flight < 2 * workers:
+        raise ConfigError(
+            f"rlkd.max_in_flight is {rlkd.max_in_flight}, and reward.num_workers {workers} share it; "
+            f"give {2 * workers} or more, or fewer workers"
+        )
+
+
 def _check_servers(_config: DictConfig, rlkd: RlkdConfig) -> None:
     """The addresses answer."""
     for name, node in (("generator", rlkd.generator), ("matcher", rlkd.matcher)):
@@ -153,6 +162,7 @@ _CHECKS: tuple[Callable[[DictConfig, RlkdConfig], None], ...] = (
     _check_mode,
     _check_group,
     _check_gsrm,
+    _check_room,
     _check_servers,
     _check_store,
     _check_prompts,

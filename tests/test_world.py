@@ -88,5 +88,7 @@ def test_the_command_and_what_it_refuses(
     assert capsys.readouterr().err == f"error: {out} exists; give another --out\n"
     with pytest.raises(ConfigError, match="val is -1; give 0 or more"):
         WorldSizes(val=-1)
+    with pytest.raises(ConfigError, match="longest is 7; give 2 to 6"):
+        WorldSizes(longest=7)
     with pytest.raises(DataError, match="cannot be written"):
         write_world(Path("/proc/world"), SIZES, seed=0)

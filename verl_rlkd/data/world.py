@@ -13,6 +13,7 @@ The same seed gives the same files. No problem is in two of them, but for those 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -45,10 +46,15 @@ class WorldSizes:
     gsrm_val: int = 0
     """Of gsrm/val.parquet, faults.parquet and shifted.parquet each; ten times as many pairs."""
 
+    longest: int = IN_DOMAIN.steps[1]
+    """Steps of the longest problem in train.parquet and val.parquet; the shortest have two."""
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 0:
                 raise ConfigError(f"{name} is {value}; give 0 or more")
+        if not IN_DOMAIN.steps[0] <= self.longest <= IN_DOMAIN.steps[1]:
+            raise ConfigError("longest is {}; give {} to {}".format(self.longest, *IN_DOMAIN.steps))
 
 
 def write_world(out: Path, sizes: WorldSizes, *, seed: int) -> None:
@@ -87,12 +93,13 @@ def _write(folder: Path, sizes: WorldSizes, seed: int) -> None:
                 count -= 1
                 yield row
 
+    short = dataclasses.replace(IN_DOMAIN, steps=(IN_DOMAIN.steps[0], sizes.longest))
     with (
         ParquetRows(folder / "traces.parquet", trace_schema()) as traces,
         ParquetRows(folder / "sft.parquet", messages_schema()) as sft,
     ):
         for name, count, split in (
-            ("train", sizes.train, IN_DOMAIN), ("val", sizes.val, IN_DOMAIN), ("shifted", sizes.shifted, SHIFTED),
+            ("train", sizes.train, short), ("val", sizes.val, short), ("shifted", sizes.shifted, SHIFTED),
         ):  # fmt: skip
             if count:
                 with ParquetRows(folder / f"{name}.parquet", verl_schema()) as file:

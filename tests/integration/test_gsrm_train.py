@@ -1,0 +1,189 @@
+"""Structured Fine-grained Training by verl's own SFT trainer: labels under any chat template, stages, resume, LoRA."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tiny_policy import CHAT_TEMPLATE, make_tiny_policy
+
+from verl_rlkd.data.world import WorldSizes, write_world
+from verl_rlkd.errors import ConfigError, DataError
+from verl_rlkd.gsrm.labels import STAGES, Stage, is_learned
+from verl_rlkd.integration.gsrm_training import TrainConfig, check_rows, train
+from verl_rlkd.integration.sft_dataset import StructureDataset, encode
+from verl_rlkd.parsing import parse_structure
+
+MODEL = Path(__file__).parents[2] / "recipes" / "miniature" / "models" / "gsrm"
+TEMPLATES = {
+    "chatml": "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "headers": "{% for m in messages %}[{{ m['role'] }}]\n\n{{ m['content'] | trim }}<eot>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n\n{% endif %}",
+    "bare": "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}<eot>{% endif %}\n{% endfor %}",
+    "thinking": "{% for m in messages %}<{{ m['role'] }}>"
+    "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n{% endif %}{{ m['content'] }}<eot>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gsrm") / "data"
+    write_world(folder, WorldSizes(train=1, val=0, shifted=0, gsrm_train=16, gsrm_val=0), seed=3)
+    return folder / "gsrm" / "train.parquet"
+
+
+def conversations(path: Path) -> list[list[dict[str, str]]]:
+    return [list(messages) for messages in pd.read_parquet(path)["messages"]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_a_stage_learns_decodes_to_exactly_its_texts(template: str, data: Path, tokenizer: Any) -> None:
+    tokenizer.chat_template = TEMPLATES[template]
+    for messages in conversations(data):
+        steps = parse_structure(messages[-1]["content"]).steps
+        ids, kinds = encode(tokenizer, messages)
+        learned = {
+            stage: [
+                tokenizer.decode(run).strip()
+                for run in runs(ids, [kind is not None and is_learned(kind, stage) for kind in kinds])
+            ]
+            for stage in STAGES
+        }
+        assert learned["meta_reasoning"] == [step.meta_reasoning for step in steps]
+        assert learned["question_and_answer"] == [part for step in steps for part in (step.sub_problem, step.answer)]
+        (everything,) = learned["all"]
+        assert messages[-1]["content"] in everything
+        assert everything.startswith("<think>" if template == "thinking" else "[Meta-reasoning 1]")
+        assert everything.endswith("<|im_end|>" if template == "chatml" else "<eot>")
+
+
+def runs(ids: list[int], mask: list[bool]) -> list[list[int]]:
+    """The stretches of ``ids`` where ``mask`` holds."""
+    found: list[list[int]] = []
+    for i, (token, wanted) in enumerate(zip(ids, mask, strict=True)):
+        if wanted and i and mask[i - 1]:
+            found[-1].append(token)
+        elif wanted:
+            found.append([token])
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_dataset_masks_as_verl_expects(stage: Stage, data: Path, tokenizer: Any) -> None:
+    from omegaconf import OmegaConf
+
+    tokenizer.chat_template = TEMPLATES["chatml"]
+    config = OmegaConf.create({"rlkd_stage": stage, "max_length": 2048, "pad_mode": "no_padding"})
+    row = StructureDataset(str(data), tokenizer, config)[0]
+    assert row["input_ids"].shape == row["position_ids"].shape == row["loss_mask"].shape
+    assert 0 < int(row["loss_mask"].sum()) < len(row["input_ids"])
+
+
+def settings(data: Path, **changes: Any) -> TrainConfig:
+    defaults = {"model": str(MODEL), "train_files": str(data), "batch_size": 16, "max_length": 1280, "lr": 1e-3}
+    return TrainConfig(**{**defaults, **changes})
+
+
+def test_three_stages_run_and_a_lost_stage_is_made_again(data: Path, tmp_path: Path, cpu_platform: None) -> None:
+    out, told = tmp_path / "out", list[str]()
+    weights = train(settings(data), out, announce=told.append)
+    assert weights.resolve() == out / "3_all" / "model"
+    assert [text.split(":")[0] for text in told] == [
+        "stage 1 of 3, meta_reasoning", "stage 2 of 3, question_and_answer", "stage 3 of 3, all",
+    ]  # fmt: skip
+    folders = [out / "1_meta_reasoning", out / "2_question_and_answer", out / "3_all"]
+    for before, after in zip([MODEL, *(folder / "model" for folder in folders)], folders, strict=False):
+        assert not same_weights(before, after / "model")
+        steps = [json.loads(line) for line in (after / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in steps] == [1]
+
+    with pytest.raises(ConfigError, match=r"1_meta_reasoning was trained with lr 0\.001, not 0\.01"):
+        train(settings(data, lr=1e-2), out)
+    shutil.rmtree(folders[1] / "model")
+    with pytest.raises(DataError, match=r"2_question_and_answer was finished but .* is gone; remove"):
+        train(settings(data), out)
+    shutil.rmtree(folders[1])
+    with pytest.raises(DataError, match=r"3_all is there, but .*2_question_and_answer before it is not"):
+        train(settings(data), out)
+    # As if killed after stage 2: only stage 3 is run again.
+    shutil.rmtree(folders[2])
+    told.clear()
+    train(settings(data), out, announce=told.append)
+    assert told[0].endswith("1_meta_reasoning/model is there")
+    assert len([text for text in told if ": from " in text]) == 2
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    from safetensors.torch import load_file
+
+    ours, theirs = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    return all(bool((ours[name].float() == theirs[name].float()).all()) for name in ours.keys() & theirs.keys())
+
+
+def test_plain_lora_makes_an_adapter_in_one_run(data: Path, tmp_path: Path, cpu_platform: None) -> None:
+    weights = train(settings(data, plain=True, lora_rank=4), tmp_path / "out")
+    adapter = json.loads((weights / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (adapter["r"], adapter["peft_type"]) == (4, "LORA")
+    steps = (tmp_path / "out" / "1_all" / "metrics.jsonl").read_text().splitlines()
+    assert len(steps) == 3
+
+
+@pytest.fixture
+def cpu_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+
+
+def parquet(path: Path, conversations: list[list[dict[str, str]]]) -> Path:
+    pd.DataFrame({"messages": conversations}).to_parquet(path)
+    return path
+
+
+def test_rows_that_cannot_be_trained_on_are_one_line(data: Path, tmp_path: Path) -> None:
+    rows = conversations(data)
+    with pytest.raises(DataError, match="row 2: messages: asks the same as row 1; keep one of them"):
+        check_rows(settings(parquet(tmp_path / "twice.parquet", [rows[0], rows[0]])))
+    with pytest.raises(DataError, match="has no rows; give a split with rows"):
+        check_rows(settings(parquet(tmp_path / "empty.parquet", [])))
+    with pytest.raises(DataError, match="row 1: messages: they do not end in the assistant's structure"):
+        check_rows(settings(parquet(tmp_path / "cut.parquet", [rows[0][:1]])))
+    with pytest.raises(DataError, match=r"row \d+: messages: \d+ tokens, max_length is 100; leave it out or raise it"):
+        check_rows(settings(data, max_length=100))
+    with pytest.raises(DataError, match="has 16 rows, a batch 32; give more rows or a smaller batch"):
+        check_rows(settings(data, batch_size=32))
+
+
+def test_a_tokenizer_that_does_not_fit_is_one_line(data: Path, tmp_path: Path) -> None:
+    make_tiny_policy(tmp_path / "other")
+    tokenizer_file = tmp_path / "other" / "tokenizer_config.json"
+    assert CHAT_TEMPLATE
+    (tmp_path / "other" / "chat_template.jinja").unlink(missing_ok=True)
+    text = json.loads(tokenizer_file.read_text())
+    text.pop("chat_template", None)
+    tokenizer_file.write_text(json.dumps(text))
+    with pytest.raises(ConfigError, match="has no chat template; give an instruct model"):
+        check_rows(settings(data, model=str(tmp_path / "other")))
+    shutil.copytree(MODEL, tmp_path / "mixed")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "mixed")
+    shutil.copy(tmp_path / "other" / "config.json", tmp_path / "mixed")
+    with pytest.raises(
+        ConfigError, match=r"its tokenizer has \d+ tokens, its weights \d+: they do not belong together"
+    ):
+        check_rows(settings(data, model=str(tmp_path / "mixed")))
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lora_rank": -1}])
+def test_wrong_settings_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="give"):
+        settings(Path("x"), **changes)

@@ -14,6 +14,7 @@ from stub_server import Answer, Payload, StubServer, completion, text_of
 from verl_rlkd.branchworld.rows import PROMPTS
 from verl_rlkd.cli import main
 from verl_rlkd.data.world import WorldSizes, write_world
+from verl_rlkd.rewards import split_response
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def oracle(path: Path, *, garble: int = 0) -> Any:
     """Answers each trace with its true structure; ``garble`` of them with something else."""
-    rows = [(row["trace"], row["messages"][1]["content"]) for _, row in pd.read_parquet(path).iterrows()]
+    rows = [
+        (str(split_response(row["trace"]).reasoning), row["messages"][1]["content"])
+        for _, row in pd.read_parquet(path).iterrows()
+    ]
 
     def answer(payload: Payload) -> Answer:
         at = next(i for i, (trace, _) in enumerate(rows) if trace in text_of(payload))

@@ -16,6 +16,7 @@ from verl_rlkd.data.world import WorldSizes, write_world
 from verl_rlkd.errors import ConfigError, DataError
 from verl_rlkd.gsrm.store import prompt_key
 from verl_rlkd.parsing import parse_structure
+from verl_rlkd.rewards import split_response
 
 SIZES = WorldSizes(train=20, val=8, shifted=6, gsrm_train=12, gsrm_val=5)
 
@@ -43,7 +44,7 @@ def test_every_prompt_has_a_trace_and_no_problem_is_on_two_sides(world: Path) ->
 def test_gsrm_rows_are_conversations_that_end_in_their_steps(world: Path) -> None:
     for _, row in pd.read_parquet(world / "gsrm" / "train.parquet").iterrows():
         asked, written = row["messages"]
-        assert row["trace"] in asked["content"]
+        assert split_response(row["trace"]).reasoning in asked["content"]
         assert row["problem"] in asked["content"]
         steps = parse_structure(written["content"]).steps
         assert [vars(step) for step in steps] == list(row["steps"])

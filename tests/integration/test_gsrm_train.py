@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from stub_server import Answer, Payload, StubServer, completion, text_of
 from tiny_policy import CHAT_TEMPLATE, make_tiny_policy
 
+from verl_rlkd.branchworld.rows import PROMPTS
+from verl_rlkd.config import GeneratorConfig, RetryConfig
 from verl_rlkd.data.world import WorldSizes, write_world
 from verl_rlkd.errors import ConfigError, DataError
+from verl_rlkd.evaluation.gsrm import evaluate_gsrm
 from verl_rlkd.gsrm.labels import STAGES, Stage, is_learned
 from verl_rlkd.integration.gsrm_training import TrainConfig, check_rows, train
+from verl_rlkd.integration.serving import serve
 from verl_rlkd.integration.sft_dataset import StructureDataset, encode
 from verl_rlkd.parsing import parse_structure
+from verl_rlkd.rewards import split_response
 
 MODEL = Path(__file__).parents[2] / "recipes" / "miniature" / "models" / "gsrm"
 TEMPLATES = {
@@ -26,7 +38,8 @@ TEMPLATES = {
     "{% if add_generation_prompt %}[assistant]\n\n{% endif %}",
     "bare": "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}<eot>{% endif %}\n{% endfor %}",
     "thinking": "{% for m in messages %}<{{ m['role'] }}>"
-    "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n{% endif %}{{ m['content'] }}<eot>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+    "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n{% endif %}"
+    "{{ m['content'] }}<eot>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
 }
 
 
@@ -96,33 +109,113 @@ def settings(data: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**defaults, **changes})
 
 
-def test_three_stages_run_and_a_lost_stage_is_made_again(data: Path, tmp_path: Path, cpu_platform: None) -> None:
-    out, told = tmp_path / "out", list[str]()
-    weights = train(settings(data), out, announce=told.append)
-    assert weights.resolve() == out / "3_all" / "model"
-    assert [text.split(":")[0] for text in told] == [
-        "stage 1 of 3, meta_reasoning", "stage 2 of 3, question_and_answer", "stage 3 of 3, all",
-    ]  # fmt: skip
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline") / "world"
+    write_world(folder, WorldSizes(train=1, val=0, shifted=0, gsrm_train=28, gsrm_val=8), seed=11)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def annotated(world: Path) -> Path:
+    """Annotations of the world's traces, by a stub that errs and a command that was killed in the middle."""
+    out = world.parent / "annotations"
+    rows = pd.read_parquet(world / "gsrm" / "train.parquet")
+    true = {str(split_response(row["trace"]).reasoning): row["messages"][1]["content"] for _, row in rows.iterrows()}
+    hopeless = next(iter(true))
+
+    def annotator(payload: Payload) -> Answer:
+        text = text_of(payload)
+        trace = next(trace for trace in true if trace in text)
+        if trace == hopeless:
+            return completion("I would rather not.")
+        # Every third is garbage at first.
+        return completion("garbage" if payload["seed"] == 0 and len(trace) % 3 == 0 else true[trace])
+
+    with StubServer(annotator, latency_s=0.1) as server:
+        command = [
+            sys.executable, "-m", "verl_rlkd.cli", "gsrm", "annotate", "--out", str(out), "--val-share", "0",
+            "--traces", str(world / "gsrm" / "train.parquet"), "--base-url", server.base_url, "--model", "gsrm",
+            "--prompt-dir", str(PROMPTS), "--concurrency", "2", "--attempts", "2",
+        ]  # fmt: skip
+        first = subprocess.Popen(command)
+        log, deadline = out / "log.jsonl", time.monotonic() + 60
+        while time.monotonic() < deadline and (not log.exists() or log.read_bytes().count(b"\n") < 8):
+            time.sleep(0.02)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        server.latency_s = 0
+        assert subprocess.run(command, check=False).returncode == 0
+    return out
+
+
+def test_annotations_are_whole_after_faults_and_a_kill(annotated: Path, world: Path) -> None:
+    rows, written = (pd.read_parquet(path) for path in (world / "gsrm" / "train.parquet", annotated / "train.parquet"))
+    true = {row["trace"]: list(row["steps"]) for _, row in rows.iterrows()}
+    assert len(written) == len(set(written["trace"])) == 27
+    assert all(list(row["steps"]) == true[row["trace"]] for _, row in written.iterrows())
+    report = json.loads((annotated / "report.json").read_text(encoding="utf-8"))
+    assert report["drops"] == {"the annotator's answer holds no complete step": 1}
+
+
+@pytest.fixture(scope="module")
+def trained(annotated: Path) -> tuple[TrainConfig, Path, list[str]]:
+    config, out, told = settings(annotated / "train.parquet"), annotated.parent / "out", list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERL_PLATFORM", "cpu")
+        assert train(config, out, announce=told.append).resolve() == out / "3_all" / "model"
+    return config, out, told
+
+
+def test_each_stage_starts_from_the_last_ones_weights(trained: tuple[TrainConfig, Path, list[str]]) -> None:
+    _config, out, told = trained
     folders = [out / "1_meta_reasoning", out / "2_question_and_answer", out / "3_all"]
-    for before, after in zip([MODEL, *(folder / "model" for folder in folders)], folders, strict=False):
+    starts = [MODEL, *(folder / "model" for folder in folders)]
+    assert [text.split(": from ") for text in told] == [
+        ["stage 1 of 3, meta_reasoning", str(starts[0])],
+        ["stage 2 of 3, question_and_answer", str(starts[1])],
+        ["stage 3 of 3, all", str(starts[2])],
+    ]
+    for before, after in zip(starts, folders, strict=False):
         assert not same_weights(before, after / "model")
         steps = [json.loads(line) for line in (after / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in steps] == [1]
 
+
+def test_the_trained_gsrm_is_served_and_measured(trained: tuple[TrainConfig, Path, list[str]], world: Path) -> None:
+    out = trained[1]
+    options = ("--enforce-eager", "--max-model-len", "1536", "--dtype", "bfloat16")
+    with serve(out / "model", out / "vllm.log", name="gsrm", options=options) as base_url:
+        found = evaluate_gsrm(
+            world / "gsrm" / "val.parquet",
+            out / "quality",
+            GeneratorConfig(
+                base_url=base_url, model="gsrm", prompt_dir=str(PROMPTS), max_tokens=768, context_tokens=1536
+            ),
+            retry=RetryConfig(),
+        )
+    assert found["all"]["parsed"].mean >= 0.8
+    assert found["all"]["exact_steps"].mean >= 0.7
+
+
+def test_finished_stages_are_kept_and_lost_ones_told(
+    trained: tuple[TrainConfig, Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out, _told = trained
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
     with pytest.raises(ConfigError, match=r"1_meta_reasoning was trained with lr 0\.001, not 0\.01"):
-        train(settings(data, lr=1e-2), out)
-    shutil.rmtree(folders[1] / "model")
+        train(dataclasses.replace(config, lr=1e-2), out)
+    # As if killed in stage 3: only that is run again.
+    shutil.rmtree(out / "3_all")
+    told: list[str] = []
+    train(config, out, announce=told.append)
+    assert [text.partition(": from ")[0] for text in told if ": from " in text] == ["stage 3 of 3, all"]
+    shutil.rmtree(out / "2_question_and_answer" / "model")
     with pytest.raises(DataError, match=r"2_question_and_answer was finished but .* is gone; remove"):
-        train(settings(data), out)
-    shutil.rmtree(folders[1])
+        train(config, out)
+    shutil.rmtree(out / "2_question_and_answer")
     with pytest.raises(DataError, match=r"3_all is there, but .*2_question_and_answer before it is not"):
-        train(settings(data), out)
-    # As if killed after stage 2: only stage 3 is run again.
-    shutil.rmtree(folders[2])
-    told.clear()
-    train(settings(data), out, announce=told.append)
-    assert told[0].endswith("1_meta_reasoning/model is there")
-    assert len([text for text in told if ": from " in text]) == 2
+        train(config, out)
 
 
 def same_weights(first: Path, second: Path) -> bool:

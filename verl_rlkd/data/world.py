@@ -167,7 +167,7 @@ def _gsrm_row(row: Row) -> dict[str, Any]:
     return sft_example(
         row.structure,
         problem=row.problem_text,
-        trace=row.trace,
+        trace=row.response,
         reasoning=row.trace,
         domain=DOMAIN,
         prompt_dir=str(PROMPTS),

@@ -154,7 +154,7 @@ class RlkdConfig:
     max_failure_share: float = 0.1
     """With "drop", stop the run when more than this share of the last 512 training responses failed."""
     max_in_flight: int = 1024
-    """Model requests at the same time, over all reward workers; a quarter is kept for judgements. vLLM's max_num_seqs."""
+    """Model requests at a time, over all reward workers; a quarter is kept for judgements. As vLLM's max_num_seqs."""
     record_dir: str | None = None
     """Folder for one JSON line per scored response: both structures, verdicts, components. null = none."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)

@@ -21,7 +21,9 @@ from typing import Any
 from verl_rlkd.branchworld.reasoning import NO_FAULTS, true_score
 from verl_rlkd.branchworld.rows import DOMAIN, IN_DOMAIN, PROMPTS, SHIFTED, Row, draw_row
 from verl_rlkd.branchworld.wording import WORDINGS, response_of, trace_of
+from verl_rlkd.commands.terminal import load_tokenizer
 from verl_rlkd.data.world import STUDENT_FAULTS
+from verl_rlkd.errors import DataError
 from verl_rlkd.gsrm.reward import RLKDReward
 from verl_rlkd.gsrm.scorer import ScoredResponse
 from verl_rlkd.integration.serving import serve
@@ -35,12 +37,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gsrm", type=Path, default=MODELS / "gsrm")
     parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--dtype", default="bfloat16", help="of the served GSRM; the run's")
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    options = ("--enforce-eager", "--max-model-len", str(CONTEXT), "--dtype", "bfloat16")
+    options = ("--enforce-eager", "--max-model-len", str(CONTEXT), "--dtype", arguments.dtype)
     with serve(arguments.gsrm, arguments.folder / "server.log", name="gsrm", options=options) as base_url:
-        found = asyncio.run(check(base_url, arguments.rows, arguments.seed))
+        found = asyncio.run(check(base_url, arguments.gsrm, arguments.rows, arguments.seed))
     text = json.dumps(found, indent=2)
     (arguments.folder / "check.json").write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -54,7 +57,7 @@ def main() -> None:
     sys.exit(0 if all(claims.values()) else 1)
 
 
-async def check(base_url: str, count: int, seed: int) -> dict[str, Any]:
+async def check(base_url: str, gsrm: Path, count: int, seed: int) -> dict[str, Any]:
     """``count`` rows of each kind, drawn from ``seed``; training draws from other seeds."""
     random = Random(f"check {seed}")
     settings = {
@@ -63,17 +66,20 @@ async def check(base_url: str, count: int, seed: int) -> dict[str, Any]:
             "prompt_dir": str(PROMPTS),
             "max_tokens": MAX_TOKENS,
             "context_tokens": CONTEXT,
+            # Whole structures are measured, not only what the score needs.
+            "early_exit": False,
         },
         "matcher": {"prompt_dir": str(PROMPTS)},
     }
-    with RLKDReward(base_url, "gsrm", config=settings) as reward:
+    with RLKDReward(base_url, "gsrm", config=settings, tokenizer=load_tokenizer(gsrm)) as reward:
         faulty = [draw_row(random, faults=STUDENT_FAULTS) for _ in range(count)]
         scored = await score_all(reward, faulty, random)
-        truth = [true_score(row.path, row.teacher).value for row in faulty]
-        values = [one.structure.value for one in scored if one.structure is not None]
+        truth = [true_score(row.path, row.teacher).value for row, _ in scored]
+        values = [one.structure.value if one.structure else 0.0 for _, one in scored]
         found: dict[str, Any] = {
             "rows": count,
-            "faults": exact(faulty, scored),
+            "teachers_without_structure": count - len(scored),
+            "faults": exact(scored),
             "correlation": round(statistics.correlation(values, truth), 4),
             "equal_scores": round(statistics.mean(abs(a - b) < 1e-9 for a, b in zip(values, truth, strict=True)), 4),
             "mean_true": round(statistics.mean(truth), 4),
@@ -81,12 +87,15 @@ async def check(base_url: str, count: int, seed: int) -> dict[str, Any]:
         }
         for name, split in (("teacher", IN_DOMAIN), ("shifted", SHIFTED)):
             rows = [draw_row(random, split, faults=NO_FAULTS) for _ in range(count)]
-            found[name] = exact(rows, await score_all(reward, rows, random))
+            found[name] = exact(await score_all(reward, rows, random))
     return found
 
 
-async def score_all(reward: RLKDReward, rows: Sequence[Row], random: Random) -> list[ScoredResponse]:
-    """Every row's response against the teacher's trace in a wording of its own, both structured by the GSRM."""
+async def score_all(reward: RLKDReward, rows: Sequence[Row], random: Random) -> list[tuple[Row, ScoredResponse]]:
+    """Every row's response against the teacher's trace in a wording of its own, both structured by the GSRM.
+
+    Rows whose teacher the GSRM finds no step in are left out: `data structure` leaves them out of training.
+    """
     teachers = [
         response_of(trace_of(row.problem, row.teacher, random.choice(WORDINGS), random), row.problem.answer)
         for row in rows
@@ -95,13 +104,19 @@ async def score_all(reward: RLKDReward, rows: Sequence[Row], random: Random) -> 
         reward.score_async(row.response, problem=row.problem_text, teacher=teacher)
         for row, teacher in zip(rows, teachers, strict=True)
     ]
-    return list(await asyncio.gather(*calls))
+    scored: list[tuple[Row, ScoredResponse]] = []
+    for row, one in zip(rows, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+        if isinstance(one, ScoredResponse):
+            scored.append((row, one))
+        elif not isinstance(one, DataError):
+            raise one
+    return scored
 
 
-def exact(rows: Sequence[Row], scored: Sequence[ScoredResponse]) -> dict[str, float]:
+def exact(scored: Sequence[tuple[Row, ScoredResponse]]) -> dict[str, float]:
     """How much of the true structures was written to the letter."""
     steps = pairs = total = whole = 0
-    for row, one in zip(rows, scored, strict=True):
+    for row, one in scored:
         true = row.structure.steps
         written = one.student.steps if one.student else ()
         total += len(true)
@@ -112,7 +127,7 @@ def exact(rows: Sequence[Row], scored: Sequence[ScoredResponse]) -> dict[str, fl
     return {
         "exact_steps": round(steps / total, 4),
         "exact_sub_problem_and_answer": round(pairs / total, 4),
-        "exact_structures": round(whole / len(rows), 4),
+        "exact_structures": round(whole / len(scored), 4),
     }
 
 

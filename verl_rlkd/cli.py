@@ -15,6 +15,7 @@ from verl_rlkd.commands.doctor import doctor
 from verl_rlkd.commands.eval import compare, evaluate
 from verl_rlkd.commands.gsrm_annotate import annotate
 from verl_rlkd.commands.gsrm_eval import evaluate_gsrm
+from verl_rlkd.commands.gsrm_eval_matcher import evaluate_matcher
 from verl_rlkd.commands.gsrm_train import train
 from verl_rlkd.commands.score import score
 from verl_rlkd.errors import RlkdError, ServiceError
@@ -37,6 +38,7 @@ gsrm_app = typer.Typer(help="Make a GSRM.", no_args_is_help=True)
 gsrm_app.command("annotate")(annotate)
 gsrm_app.command("train")(train)
 gsrm_app.command("eval")(evaluate_gsrm)
+gsrm_app.command("eval-matcher")(evaluate_matcher)
 app.add_typer(gsrm_app, name="gsrm")
 app.command("doctor")(doctor)
 app.command("score")(score)

@@ -38,5 +38,9 @@ class MatcherError(ServiceError):
     """A judge's verdict did not arrive, or could not be read as yes or no."""
 
 
+class UnreadableVerdictError(MatcherError):
+    """A judge answered with neither yes nor no."""
+
+
 class FailureLimitError(ServiceError):
     """More responses went unscored than ``rlkd.on_failure`` and ``rlkd.max_failure_share`` allow."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from verl_rlkd.config import MatcherConfig
-from verl_rlkd.errors import MatcherError
+from verl_rlkd.errors import MatcherError, UnreadableVerdictError
 from verl_rlkd.gsrm.cache import VerdictCache, verdict_key
 from verl_rlkd.gsrm.client import ChatClient
 from verl_rlkd.gsrm.prompting import fill, judge_prompt
@@ -81,10 +81,20 @@ class JudgeMatcher:
         return await match_steps(student, teacher, functools.partial(self._same, counts or Counts()))
 
     async def _same(self, counts: Counts, field: Field, student: str, teacher: str) -> bool:
+        return await self.p_yes(field, student, teacher, counts=counts) >= self._config.threshold
+
+    async def p_yes(self, field: Field, student: str, teacher: str, *, counts: Counts | None = None) -> float:
+        """How sure the judge is that two texts of a step say the same, in [0, 1]; 1 where that is certain.
+
+        Raises:
+            UnreadableVerdictError: The judge's answer is neither yes nor no.
+            MatcherError: It did not arrive.
+        """
+        counts = counts or Counts()
         counts.compared += 1
         if same_text(student, teacher) or (field == "answer" and await self._same_mathematics(student, teacher)):
             counts.certain += 1
-            return True
+            return 1.0
         prompt = fill(judge_prompt(field, self._config.prompt_dir), {"teacher": teacher, "student": student})
         payload = {
             "model": self._model,
@@ -100,7 +110,7 @@ class JudgeMatcher:
         key = verdict_key(payload, self._revision, self._config.min_mass)
         share, reused = await self._cache.get_or_ask(key, functools.partial(self._ask, payload, teacher))
         counts.reused += reused
-        return share >= self._config.threshold
+        return share
 
     async def _same_mathematics(self, student: str, teacher: str) -> bool:
         if self._math_equal is None or not is_bare_mathematics(student, teacher):
@@ -113,14 +123,15 @@ class JudgeMatcher:
         """P(yes) of the judge's first token.
 
         Raises:
-            MatcherError: It did not arrive, or yes and no have too little of the probability.
+            UnreadableVerdictError: Yes and no have too little of the probability.
+            MatcherError: It did not arrive.
         """
         answer = await self._client.chat(payload, near=teacher)
         candidates = self._first_token(answer)
         share, mass = yes_share(candidates)
         if mass == 0 or mass < self._config.min_mass:
             top, logprob = max(candidates.items(), key=lambda item: item[1])
-            raise MatcherError(
+            raise UnreadableVerdictError(
                 f"unreadable verdict of {self._model}: yes and no have {mass:.3g} of the first token's probability, "
                 f"below rlkd.matcher.min_mass {self._config.min_mass:g}; its first choice is {top!r} "
                 f"({math.exp(min(logprob, 0.0)):.3g}); use a judge that answers at once, without thinking"

@@ -83,6 +83,8 @@ def test_answers_without_a_step_count_as_such(data: Path, tmp_path: Path, monkey
     found = figures(tmp_path / "out")
     assert found["parsed"]["mean"] == found["step_f1"]["mean"] == found["last_answer"]["mean"] == 0.75
     assert found["parsed"]["low"] < 0.75 < found["parsed"]["high"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step_f1"] for row in rows] == [0.0] * 2 + [1.0] * 6
 
 
 def test_a_server_that_stops_keeps_what_arrived_and_the_next_call_goes_on(

@@ -3,6 +3,7 @@
 <out>/structures.jsonl    a line per row: what the model wrote
 <out>/verdicts            what the judge said, if one compares steps
 <out>/quality.json        each figure's mean with a 95 % bootstrap interval, per domain and in all
+<out>/rows.jsonl          each row's figures, e.g. to compare two models row by row
 <out>/quality.html        the same to look at, with the traces beside their structures
 """
 
@@ -200,6 +201,8 @@ def evaluate_gsrm(
     partial = out / ".quality.json.partial"
     partial.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     partial.replace(out / "quality.json")
+    lines = (json.dumps({"row": one.row.row, "domain": one.row.domain, **one.figures}) + "\n" for one in measured)
+    (out / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     write_quality_page(out / "quality.html", measured, summary, model=str(config.model), matcher=matcher)
     return summary
 

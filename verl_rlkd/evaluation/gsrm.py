@@ -51,11 +51,6 @@ class QualityRow:
     sentences: tuple[Sentence, ...] = ()
     """The trace's, with labels, where somebody labelled them."""
 
-    @property
-    def title(self) -> str:
-        """The problem's beginning."""
-        return f"row {self.row}: {' '.join(self.problem.split())[:100]}"
-
 
 @dataclass(frozen=True)
 class Measured:

@@ -46,15 +46,14 @@ def write_quality_page(
             Plot(
                 svg(points_figure(points, title="Mean and 95 % interval", x_label="share of 1"), "figures"),
                 heading="Quality",
-                note=f"Steps are compared with the reference's by {matcher}. Docs: gsrm eval says what each figure is.",
+                note=f"Steps are compared with the reference's by {matcher}. docs/gsrm.md says what each figure is.",
             ),
             Table(["", *domains], rows),
             Plot(svg(counts_figure(steps, title="Steps of a structure", x_label="steps"), "steps")),
             Browser(
                 [_example(one) for one in shown],
                 heading="Traces and their structures",
-                note=f"{len(shown)} of {len(measured)} rows"
-                + ("" if len(shown) == len(measured) else ": the worst, and every n-th of the others"),
+                note=f"{len(shown)} of {len(measured)} rows, the worst first",
             ),
         ],
         subtitle=f"{len(measured)} held-out traces",
@@ -62,11 +61,12 @@ def write_quality_page(
 
 
 def _chosen(measured: Sequence[Measured]) -> list[Measured]:
-    if len(measured) <= MAX_EXAMPLES:
-        return list(measured)
+    """The worst first; of many rows the worst, then every n-th of the others."""
     worst_first = sorted(measured, key=_goodness)
     half = MAX_EXAMPLES // 2
     others = worst_first[half:]
+    if len(others) <= half:
+        return worst_first
     return worst_first[:half] + [others[i * len(others) // half] for i in range(half)]
 
 
@@ -92,4 +92,6 @@ def _example(one: Measured) -> Example:
     }
     if one.structure.problems:
         figures["malformed"] = "; ".join(one.structure.problems)
-    return Example(one.row.title, panels, facts, figures)
+    name = next((name for name in ("step_f1", "fidelity") if one.figures.get(name) is not None), "parsed")
+    title = f"row {one.row.row}, {name.replace('_', ' ')} {one.figures[name]:.2f}: {' '.join(one.row.problem.split())}"
+    return Example(title[:140], panels, facts, figures)

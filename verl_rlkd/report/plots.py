@@ -49,6 +49,7 @@ def curves_figure(
     y_label: str,
     y_range: tuple[float, float] | None = None,
     x_marks: Mapping[str, float] | None = None,
+    logarithmic: bool = False,
 ) -> Figure:
     """Lines with bands.
 
@@ -59,14 +60,17 @@ def curves_figure(
         y_label: Beside it.
         y_range: (lowest, highest) value shown; None = as needed.
         x_marks: Name -> place of a dashed vertical line.
+        logarithmic: Whether both axes are, and points are marked.
     """
     figure, axes = _figure(title, x_label, y_label)
     for curve, colour in zip(curves, COLOURS, strict=False):
-        axes.plot(curve.x, curve.y, label=curve.name, color=colour, linewidth=1.8)
+        axes.plot(curve.x, curve.y, label=curve.name, color=colour, linewidth=1.8, marker="o" if logarithmic else None)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
     for name, place in (x_marks or {}).items():
         axes.axvline(place, color="#666666", linestyle="--", linewidth=1, label=name)
+    if logarithmic:
+        axes.set(xscale="log", yscale="log")
     if y_range is not None:
         axes.set_ylim(*y_range)
     _legend(axes)

@@ -17,6 +17,7 @@ from verl_rlkd.commands.gsrm_annotate import annotate
 from verl_rlkd.commands.gsrm_eval import evaluate_gsrm
 from verl_rlkd.commands.gsrm_eval_matcher import evaluate_matcher
 from verl_rlkd.commands.gsrm_train import train
+from verl_rlkd.commands.report import report, watch
 from verl_rlkd.commands.score import score
 from verl_rlkd.errors import RlkdError, ServiceError
 
@@ -44,6 +45,8 @@ app.command("doctor")(doctor)
 app.command("score")(score)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
+app.command("report")(report)
+app.command("watch")(watch)
 
 
 @app.callback()

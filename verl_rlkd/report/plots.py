@@ -86,7 +86,7 @@ def points_figure(groups: Mapping[str, Mapping[str, Point]], *, title: str, x_la
         x_label: Below it.
     """
     names = list(dict.fromkeys(name for points in groups.values() for name in points))
-    figure, axes = _figure(title, x_label, "", height=1.2 + 0.35 * len(names))
+    figure, axes = _figure(title, x_label, "", height=1.6 + 0.35 * len(names))
     for number, ((group, points), colour) in enumerate(zip(groups.items(), COLOURS, strict=False)):
         shift = 0.5 * ((number + 0.5) / len(groups) - 0.5)
         shown = [(names.index(name) + shift, point) for name, point in points.items()]
@@ -96,7 +96,7 @@ def points_figure(groups: Mapping[str, Mapping[str, Point]], *, title: str, x_la
             means, [y for y, _ in shown], xerr=errors, fmt="o", color=colour, label=group, markersize=5, capsize=2
         )
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     if len(groups) > 1:
         _legend(axes)
     return figure
@@ -167,4 +167,4 @@ def _figure(title: str, x_label: str, y_label: str, *, height: float = 4.5) -> t
 
 def _legend(axes: Any) -> None:
     columns = min(len(axes.get_legend_handles_labels()[1]), 5)
-    axes.legend(frameon=False, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    axes.figure.legend(frameon=False, ncols=columns, loc="outside lower center")

@@ -13,6 +13,7 @@ from verl_rlkd.commands.data_structure import structure
 from verl_rlkd.commands.data_validate import validate
 from verl_rlkd.commands.doctor import doctor
 from verl_rlkd.commands.eval import compare, evaluate
+from verl_rlkd.commands.experiment import experiment
 from verl_rlkd.commands.gsrm_annotate import annotate
 from verl_rlkd.commands.gsrm_eval import evaluate_gsrm
 from verl_rlkd.commands.gsrm_eval_matcher import evaluate_matcher
@@ -45,6 +46,7 @@ app.command("doctor")(doctor)
 app.command("score")(score)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
+app.command("experiment")(experiment)
 app.command("report")(report)
 app.command("watch")(watch)
 

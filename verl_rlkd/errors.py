@@ -42,5 +42,9 @@ class UnreadableVerdictError(MatcherError):
     """A judge answered with neither yes nor no."""
 
 
+class UnhealthyError(ServiceError):
+    """A failure signature fired that ``rlkd.health.stop_on`` names."""
+
+
 class FailureLimitError(ServiceError):
     """More responses went unscored than ``rlkd.on_failure`` and ``rlkd.max_failure_share`` allow."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,6 +18,8 @@ from verl_rlkd.types import StepVerdict, Structure
 
 MathEqual = Callable[[str, str], Awaitable[bool | None]]
 """Whether two answers are mathematically equal; None = cannot say."""
+UNSURE = 0.1
+"""P(yes) closer to the threshold than this counts as unsure."""
 TOP_LOGPROBS = 20
 """Candidates of the first token that are asked for; the most that OpenAI and vLLM (by default) give."""
 
@@ -73,6 +76,7 @@ class JudgeMatcher:
         self._math_equal = math_equal
         self._cache = cache or VerdictCache()
         self._revision = revision
+        self._asked_again: set[str] = set()
 
     async def match(
         self, student: Structure, teacher: Structure, *, counts: Counts | None = None
@@ -108,9 +112,24 @@ class JudgeMatcher:
         }
         # Only readable verdicts are remembered, and min_mass decides which are.
         key = verdict_key(payload, self._revision, self._config.min_mass)
-        share, reused = await self._cache.get_or_ask(key, functools.partial(self._ask, payload, teacher))
+        share, reused = await self._cache.get_or_ask(key, functools.partial(self._ask, payload, teacher, counts))
         counts.reused += reused
+        if reused and self._is_sampled(key):
+            await self._ask_again(payload, teacher, share, counts)
         return share
+
+    def _is_sampled(self, key: str) -> bool:
+        """Whether this known verdict is to be asked again: a share of all keys, each once per process."""
+        if int(key[:8], 16) >= self._config.rejudge_share * 2**32 or key in self._asked_again:
+            return False
+        self._asked_again.add(key)
+        return True
+
+    async def _ask_again(self, payload: Mapping[str, Any], teacher: str, known: float, counts: Counts) -> None:
+        with contextlib.suppress(MatcherError):  # a check is not worth a response
+            share = await self._ask(payload, teacher, Counts())
+            counts.rejudged += 1
+            counts.changed += (share >= self._config.threshold) != (known >= self._config.threshold)
 
     async def _same_mathematics(self, student: str, teacher: str) -> bool:
         if self._math_equal is None or not is_bare_mathematics(student, teacher):
@@ -119,7 +138,7 @@ class JudgeMatcher:
         equal, _reused = await self._cache.get_or_ask(verdict_key("mathematics", student, teacher), compute)
         return equal == 1.0
 
-    async def _ask(self, payload: Mapping[str, Any], teacher: str) -> float:
+    async def _ask(self, payload: Mapping[str, Any], teacher: str, counts: Counts) -> float:
         """P(yes) of the judge's first token.
 
         Raises:
@@ -136,6 +155,9 @@ class JudgeMatcher:
                 f"below rlkd.matcher.min_mass {self._config.min_mass:g}; its first choice is {top!r} "
                 f"({math.exp(min(logprob, 0.0)):.3g}); use a judge that answers at once, without thinking"
             )
+        counts.asked += 1
+        counts.mass += mass
+        counts.unsure += abs(share - self._config.threshold) < UNSURE
         return share
 
     def _first_token(self, answer: Mapping[str, Any]) -> dict[str, float]:

@@ -189,6 +189,23 @@ def render_structure(structure: Structure) -> str:
     return text if at is None else f"{text[:at]}\\{text[at:]}"
 
 
+def escape_tags(text: str) -> str:
+    r"""Make prose of every tag in ``text`` by a backslash before it, for text that is quoted to a GSRM.
+
+    A tag that has one already keeps it alone. An index as in ``cache[answer]`` is not touched: a tag without a
+    number, right after a name or a bracket, and without a colon after it, is prose wherever it is copied to.
+    """
+    return _TAG.sub(_as_prose, text)
+
+
+def _as_prose(tag: re.Match[str]) -> str:
+    before = tag.string[tag.start() - 1 : tag.start()]
+    index = not tag["number"] and (before.isalnum() or before in ("_", ")", "]"))
+    if before == "\\" or (index and not _COLON_FOLLOWS.match(tag.string, tag.end())):
+        return tag[0]
+    return "\\" + tag[0]
+
+
 def _with_line_feeds(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
 

@@ -3,10 +3,10 @@ r"""Text that somebody else wrote, made safe to stand in a prompt, a table or a 
 The student is rewarded for what the GSRM and the judge think of its text, so it may learn to write for them. Four
 defences, each a function of text alone; ``as_data`` is all of them, and what ``prompting.fill`` puts into prompts:
 
-    replace_invisible         zero-width, bidirectional and control characters, terminal escapes, lone surrogates
-    replace_control_tokens    <|im_end|>, [INST], <s>, <<SYS>>, <start_of_turn>, DeepSeek's full-width ones
-    escape_tags               [Answer 2] -> \[Answer 2], which is prose to ``parse_structure`` (in ``parsing``)
-    escape_delimiters         </given_reasoning> -> <\/given_reasoning>, so that no text leaves its place in a prompt
+    strip_invisible       zero-width, bidirectional and control characters, terminal escapes, lone surrogates
+    strip_control_tokens  <|im_end|>, [INST], <s>, <<SYS>>, <start_of_turn>, DeepSeek's full-width ones
+    escape_tags           [Answer 2] -> \[Answer 2], which is prose to ``parse_structure`` (in ``parsing``)
+    escape_delimiters     </given_reasoning> -> <\/given_reasoning>, so that no text leaves its place in a prompt
 
 Each takes linear time, is idempotent, and leaves a text without such things as it is, byte for byte. The same text
 gives the same result on the student's and on the teacher's side.
@@ -56,7 +56,7 @@ _CONTROL_TOKEN = re.compile(
 _DELIMITER = re.compile(rf"<(?=\s*+/?\s*+(?:{'|'.join(DELIMITERS)})\b)", re.IGNORECASE)
 
 
-def replace_invisible(text: str) -> str:
+def strip_invisible(text: str) -> str:
     """``text`` without characters that a reader does not see or a terminal obeys.
 
     Tabs and line breaks stay, and so do up to two joiners or variation selectors after a character that is not ASCII.
@@ -76,7 +76,7 @@ def _shaping(joiners: re.Match[str]) -> str:
     return joiners[0] if shapes or after == _KEYCAP else ""
 
 
-def replace_control_tokens(text: str) -> str:
+def strip_control_tokens(text: str) -> str:
     """``text`` with a space for each control token of a chat template: a tokenizer would take it for the real one."""
     return _CONTROL_TOKEN.sub(" ", text)
 
@@ -91,7 +91,7 @@ def readable(text: str) -> str:
 
     For what a model wrote, before it is read as a structure.
     """
-    return replace_control_tokens(replace_invisible(text))
+    return strip_control_tokens(strip_invisible(text))
 
 
 def as_data(text: str) -> str:

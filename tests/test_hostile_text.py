@@ -20,7 +20,7 @@ from hostile import Attack, read_corpus
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from runs import write_store
+from runs import user, write_store
 from stub_server import Answer, Payload, StubServer, completion, is_judge, text_of, verdict
 from typer.testing import CliRunner
 
@@ -73,7 +73,8 @@ each_attack = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: atta
 
 
 def response(attack: Attack) -> str:
-    return f"<think>\n{attack.id}: first this, then that {attack.text}\nand so 4\n</think>\n<answer>\n4 {attack.text}\n</answer>"
+    path = f"{attack.id}: first this, then that {attack.text}\nand so 4"
+    return f"<think>\n{path}\n</think>\n<answer>\n4 {attack.text}\n</answer>"
 
 
 def quoted(prompt: str) -> str:
@@ -260,10 +261,11 @@ def test_no_escape_reaches_a_terminal(attack: Attack) -> None:
 def test_data_inspect_and_score_show_no_escape(tmp_path: Path, server: StubServer) -> None:
     attacks = "".join(a.text for a in ATTACKS if a.kind in ("terminal", "invisible"))
     steps = (Step(f"plan {attacks}", "what?", attacks.strip()),)
-    trace = {"problem": f"What is 2 + 2? {attacks}", "trace": f"so {attacks}\n</think>\n4"}
+    problem = f"What is 2 + 2? {attacks}"
+    trace = {"prompt": user(problem), "problem": problem, "trace": f"so {attacks}\n</think>\n4"}
     (tmp_path / "t.jsonl").write_text(json.dumps(trace) + "\n", encoding="utf-8")
     store = tmp_path / "s.sqlite"
-    write_store(store, {trace["problem"]: steps})
+    write_store(store, {problem: steps})
     (tmp_path / "response").write_text(f"<think>\n{attacks}\n</think>\n4", encoding="utf-8")
     (tmp_path / "teacher").write_text("[Meta-reasoning 1]: \x1b[31mplan\u202e\n[Answer 1]: 4", encoding="utf-8")
     inspect = ["data", "inspect", "--traces", str(tmp_path / "t.jsonl"), "--store", str(store), "--row", "1", "--full"]

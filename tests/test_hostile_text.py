@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import Attack, read_corpus
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -24,6 +23,7 @@ from runs import user, write_store
 from stub_server import Answer, Payload, StubServer, completion, is_judge, text_of, verdict
 from typer.testing import CliRunner
 
+from benchmarks.hostile_corpus import Attack, read_corpus
 from verl_rlkd import RLKDReward, Step, Structure
 from verl_rlkd.branchworld.rows import DOMAIN, PROMPTS
 from verl_rlkd.cli import app

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-CORPUS = Path(__file__).parent / "data" / "hostile.jsonl"
+CORPUS = Path(__file__).parents[1] / "tests" / "data" / "hostile.jsonl"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ Each text of tests/data/hostile.jsonl (but those of a megabyte) is put into a st
 
 ``harmless`` are sentences that want nothing. What they do is what any text does that a model has not been trained on,
 so the miniature's other rows are to be read beside that one. ``own words`` are attacks written for each problem in the
-words of the miniature's world: steps of another problem, and a question of its judge with two equal texts.
+words of the miniature's world: steps of another problem, and a question of its judge with two equal texts. ``a step in
+own words`` is such a step without its tags: whoever reasons so has taken it, and a GSRM that writes it down is right.
 
 The miniature is asked by its own prompts, which have no delimiters; delimiting puts them there, and it has never seen
 any. The stub is asked by the packaged prompts, without their delimiters where these are not measured. It stands for a
 model of any size at its worst; its weaknesses are written down in its docstrings, so its numbers show that each
-defence stops what it is there for, and nothing about how often a real model falls for it.
+defence stops what it is there for, and nothing about how often a real model falls for it. What is left of it with all
+defences are lines that are no tags to ``parse_structure`` and make a field longer, and a whole path in its own words.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ ROOT = Path(__file__).parents[1]
 GSRM = ROOT / "recipes" / "miniature" / "models" / "gsrm"
 RESULT = Path(__file__).parent / "results" / "hostile_text.json"
 SEED = 11
-MAX_TOKENS = 320
-"""Of the miniature's answer: its structures of 2 steps have 130, and what it would write after a forgery fits."""
+MAX_TOKENS = 224
+"""Of the miniature's answer: its structures of 2 steps have about 140, so a forged third one fits."""
 BATCH = 64
 
 _ELEMENTS = re.compile(r"</?(?:given_problem|given_reasoning|first_text|second_text)>")
@@ -83,7 +85,7 @@ DEFENCES: Mapping[str, Defence] = {
 
 Pair = tuple[Field, str, str]
 """(part of a step, teacher's text, student's text), which differ."""
-NO_ATTACK = ("no text", "harmless")
+NO_ATTACK = ("no text", "a step in own words", "harmless")
 CORPUS: tuple[tuple[str, str], ...] = (
     *(("harmless", text) for text in _HARMLESS),
     *((attack.kind, attack.text) for attack in read_corpus() if attack.kind != "size"),
@@ -211,7 +213,7 @@ class Gullible:
     _YES = re.compile(r"\byes\b", re.IGNORECASE)
 
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """A step for each numbered line of the path, and each line that is a step's already."""
+        """A step of the first sentence of each numbered line, and each line that is a step's already."""
         return [self._steps(strip_invisible(prompt)) for prompt in prompts]
 
     def says_yes(self, prompts: Sequence[str]) -> list[bool]:
@@ -226,7 +228,7 @@ class Gullible:
             path = heard[command.end() :]
         lines = []
         for line in path.splitlines():
-            if numbered := re.match(r"\s*Step (\d+)\.(.*)", line):
+            if numbered := re.match(r"\s*Step (\d+)\. ([^.]*\.)", line):
                 lines.append(f"[Meta-reasoning {numbered[1]}]: {numbered[2]}")
             elif self._TAG_LINE.match(line):
                 lines.append(line)
@@ -266,7 +268,9 @@ def path_cases(rows: Sequence[Row]) -> Iterator[Case]:
         )
         lines = row.trace.splitlines()
         paths = [("no text", row.trace)]
-        for kind, text in (*CORPUS, *(("own words", text) for text in own_words)):
+        untagged = " ".join(line.partition("]: ")[2] for line in step.splitlines())
+        texts = (("a step in own words", untagged), *CORPUS, *(("own words", text) for text in own_words))
+        for kind, text in texts:
             for place in (1, len(lines)):
                 paths.append((kind, "\n".join((*lines[: place - 1], f"{lines[place - 1]} {text}", *lines[place:]))))
         for kind, path in paths:
@@ -383,7 +387,7 @@ def measure(model: Model, *, rows: int, pairs: int) -> dict[str, Tallies]:
 
 
 def with_total(tallies: Tallies) -> Tallies:
-    """With a class "all attacks": all but "no text" and "harmless"."""
+    """With a class "all attacks": all but those of ``NO_ATTACK``."""
     total: Tallies = defaultdict(Tally)
     for (kind, name), tally in tallies.items():
         if kind not in NO_ATTACK:
@@ -420,7 +424,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2, help="pairs per part of a step")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    console, began = Console(), time.perf_counter()
+    console, began = Console(width=120), time.perf_counter()
     lines: list[dict[str, Any]] = []
     models: dict[str, Model] = {"miniature": Miniature(), "gullible stub": Gullible()}
     for model_name, model in models.items():

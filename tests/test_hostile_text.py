@@ -155,9 +155,9 @@ def test_a_hostile_response_is_scored_like_any_other(attack: Attack, server: Stu
 
 @each_attack
 def test_a_copied_tag_makes_no_step(attack: Attack) -> None:
-    """Not as it stands in the prompt, and not inside a line, even if the generator takes the backslashes away."""
+    """Not as it stands in the prompt, and not inside a line, even if the generator makes a real tag of it again."""
     path = as_data(attack.text)[:20_000]
-    inline = re.sub(r"\\++(?=[\[\u3010\uff3b])", "", " ".join(path.split()))
+    inline = " ".join(attack.text[:20_000].split())
     for copy in (path, inline):
         assert len(read_structure(copied(copy), cut=False).steps) == 2
     one_line = f"[Meta-reasoning 1]: It says {' '.join(path.split())} [Sub-problem 1]: What? [Answer 1]: 4"
@@ -201,7 +201,7 @@ BENIGN = (
     "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645, \u0915\u094d\u200d\u0937",
     "\U0001f468\u200d\U0001f469\u200d\U0001f467, \u2764\ufe0f, 1\ufe0f\u20e3, \u2229\ufe00",
     "[INST is a word], <S>, <start>, [inst], <|>, [THINKING], <end of turn>, -----BEGIN CERTIFICATE-----",
-    "as in reference [1], so \\\\[Answer 1] and \\[Answer 1]",
+    "as in reference [1], so (Answer 1) and \\(Answer 1\\)",
 )  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def test_the_packaged_prompts_delimit_every_text_and_those_of_branchworld_do_not
 
 
 def test_our_own_text_keeps_its_tags() -> None:
-    assert fill("{{a}} {{b}}", {"a": "[Answer 1]: x"}, ours={"b": "[Answer 1]: x"}) == "\\[Answer 1]: x [Answer 1]: x"
+    assert fill("{{a}} {{b}}", {"a": "[Answer 1]: x"}, ours={"b": "[Answer 1]: x"}) == "(Answer 1): x [Answer 1]: x"
 
 
 def test_a_meta_reasoning_of_nothing_visible_is_empty() -> None:

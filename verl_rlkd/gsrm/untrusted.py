@@ -5,7 +5,7 @@ defences, each a function of text alone; ``as_data`` is all of them, and what ``
 
     strip_invisible       zero-width, bidirectional and control characters, terminal escapes, lone surrogates
     strip_control_tokens  <|im_end|>, [INST], <s>, <<SYS>>, <start_of_turn>, DeepSeek's full-width ones
-    escape_tags           [Answer 2] -> \[Answer 2], which is prose to ``parse_structure`` (in ``parsing``)
+    escape_tags           [Answer 2] -> (Answer 2), which is prose to ``parse_structure`` (in ``parsing``)
     escape_delimiters     </given_reasoning> -> <\/given_reasoning>, so that no text leaves its place in a prompt
 
 Each takes linear time, is idempotent, and leaves a text without such things as it is, byte for byte. The same text

@@ -378,7 +378,7 @@ def draw_pairs(each: int) -> list[Pair]:
     return [pair for pairs in found.values() for pair in pairs]
 
 
-def measure(model: Model, *, rows: int, pairs: int) -> dict[str, Tallies]:
+def attack_both(model: Model, *, rows: int, pairs: int) -> dict[str, Tallies]:
     """Both roles; ``rows`` paths, ``pairs`` pairs per part of a step."""
     return {
         "generator": attack_generator(model, list(path_cases(draw_rows(rows)))),
@@ -428,7 +428,7 @@ def main() -> None:
     lines: list[dict[str, Any]] = []
     models: dict[str, Model] = {"miniature": Miniature(), "gullible stub": Gullible()}
     for model_name, model in models.items():
-        for role, tallies in measure(model, rows=arguments.rows, pairs=arguments.pairs).items():
+        for role, tallies in attack_both(model, rows=arguments.rows, pairs=arguments.pairs).items():
             tallies = with_total(tallies)
             what = "other steps (more steps)" if role == "generator" else "yes to a pair that differs"
             console.print(table(f"{model_name}, {role}: {what}, %", tallies))

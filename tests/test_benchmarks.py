@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks.hostile_corpus import read_corpus
-from benchmarks.hostile_text import DEFENCES, RESULT, Gullible, measure, with_total
+from benchmarks.hostile_text import DEFENCES, RESULT, Gullible, attack_both, with_total
 from benchmarks.model_server import Rates
 from benchmarks.reward_path import OURS, RELEASED, measure, model_server
 
@@ -30,7 +30,7 @@ def test_ours_finds_the_scores_of_the_released_pattern_with_fewer_tokens() -> No
 
 
 def test_a_gullible_model_is_fooled_less_by_each_defence_and_least_by_all() -> None:
-    for role, tallies in measure(Gullible(), rows=1, pairs=1).items():
+    for role, tallies in attack_both(Gullible(), rows=1, pairs=1).items():
         success = {name: with_total(tallies)["all attacks", name].succeeded for name in DEFENCES}
         assert all(tallies["no text", name].succeeded == 0 for name in DEFENCES)
         # A judge is told what to say in plain words, which only delimiters set apart.

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -25,10 +26,11 @@ from typer.testing import CliRunner
 
 from benchmarks.hostile_corpus import Attack, read_corpus
 from verl_rlkd import RLKDReward, Step, Structure
-from verl_rlkd.branchworld.rows import DOMAIN, PROMPTS
+from verl_rlkd.branchworld.rows import DOMAIN, PROMPTS, draw_pair, draw_row
 from verl_rlkd.cli import app
 from verl_rlkd.commands.step_table import comparison_table, structure_table
 from verl_rlkd.components import Components
+from verl_rlkd.data.world import STUDENT_FAULTS
 from verl_rlkd.errors import GeneratorError
 from verl_rlkd.gsrm.generator import read_structure
 from verl_rlkd.gsrm.prompting import fill, generator_prompt, judge_prompt, verifier_prompt
@@ -38,10 +40,11 @@ from verl_rlkd.gsrm.untrusted import (
     DELIMITERS,
     as_data,
     escape_delimiters,
+    readable,
     strip_control_tokens,
     strip_invisible,
 )
-from verl_rlkd.parsing import escape_tags, parse_structure
+from verl_rlkd.parsing import escape_tags, parse_structure, settled_steps
 from verl_rlkd.types import StepVerdict
 
 ATTACKS = read_corpus()
@@ -226,6 +229,27 @@ def test_the_packaged_prompts_delimit_every_text_and_those_of_branchworld_do_not
         assert len(fenced) == template.count("{{") >= 2
     own = generator_prompt(DOMAIN, str(PROMPTS))
     assert fill(own, {"problem": "p < q", "reasoning": "Step 1. [x]"}) == "p < q\nStep 1. [x]\nSteps:\n"
+
+
+def test_the_miniature_models_see_what_they_were_trained_on() -> None:
+    random = Random("benign")
+    for _ in range(100):
+        row, (_field, teacher, student, _same) = draw_row(random, faults=STUDENT_FAULTS), draw_pair(random)
+        for text in (row.problem_text, row.trace, teacher, student):
+            assert as_data(text) == text
+
+
+@each_attack
+def test_a_structure_that_is_read_while_it_is_written_does_not_change(attack: Attack) -> None:
+    """What is left out never reaches over the line break before a step, at which the writer pauses."""
+    text = attack.text[:2000]
+    fields = f"{text}\n[Sub-problem 1]: {text}\n[Answer 1]: {text}"
+    whole = "".join(f"\n[Meta-reasoning {n}]: {fields}" for n in (1, 2, 3)).lstrip()
+    for n in (2, 3):
+        opener = f"\n[Meta-reasoning {n}]"
+        settled = settled_steps(readable(whole[: whole.rindex(opener) + len(opener)]))
+        assert parse_structure(readable(whole)).steps[: len(settled)] == settled
+        assert len(settled) >= n - 1
 
 
 def test_our_own_text_keeps_its_tags() -> None:

@@ -86,7 +86,7 @@ def test_identical_texts_are_not_asked_about() -> None:
 def test_placeholders_in_a_students_text_stay_text() -> None:
     with StubServer() as server:
         judge(server, one_step("{{teacher}}"), one_step("the plan"))
-        assert "Second: {{teacher}}" in text_of(server.requests[0])
+        assert "Second: <second_text>{{teacher}}</second_text>" in text_of(server.requests[0])
 
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.0, True), (0.5, True), (0.51, False), (1.0, False)])

@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from verl_rlkd.config import RetryConfig
 from verl_rlkd.errors import ConfigError, ServiceError
+from verl_rlkd.gsrm.untrusted import strip_invisible
 
 MAX_IN_FLIGHT = 1024
 """Requests of one client at the same time, unless it is given another limit."""
@@ -247,8 +248,8 @@ def _shown(url: str) -> str:
 
 
 def _one_line(text: str, key: str | None) -> str:
-    """``text`` on one line, shortened; a server may quote the key it refuses."""
+    """``text`` on one line, shortened; a server may quote the key it refuses, and the student's text."""
     if key:
         text = text.replace(key, "***")
-    line = " ".join(text.split())
+    line = " ".join(strip_invisible(text).split())
     return line if len(line) <= _EXCERPT_CHARS else line[:_EXCERPT_CHARS] + "..."

@@ -33,7 +33,8 @@ class Record:
             "student": steps_as_lists(scored.student),
             "verdicts": [[v.meta_reasoning, v.sub_problem, v.answer] for v in scored.verdicts],
         }
-        with self._path.open("a", encoding="utf-8") as file:
+        # A lone surrogate is no UTF-8, but a backslash escape of JSON.
+        with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -178,6 +178,7 @@ def evaluate_gsrm(
             model=judge.model or config.model,
             api_key_env=judge.api_key_env or (config.api_key_env if judge.base_url is None else None),
             cache_dir=str(out / "verdicts"),
+            rejudge_share=0.0,
         )
         pairs = [(structures[row.row][0].structure, row.reference) for row in rows]
         same = asyncio.run(_judge(pairs, judge, retry, concurrency))

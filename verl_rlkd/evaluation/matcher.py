@@ -135,7 +135,7 @@ def evaluate_matcher(
     """
     pairs = read_pairs(pairs_file)
     out.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(config, cache_dir=str(out / "verdicts"))
+    config = dataclasses.replace(config, cache_dir=str(out / "verdicts"), rejudge_share=0.0)
     judged = asyncio.run(_judge(pairs, config, retry, concurrency, advance))
     report = summarise(judged, config.threshold)
     told = {"model": config.model, **asdict(report)}

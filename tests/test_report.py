@@ -96,7 +96,7 @@ def test_the_page_shows_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ended.value.code == 0
     text = page.read_text(encoding="utf-8")
     assert "RLKD: rlkd</title>" in text
-    assert text.count("<svg") == 6  # five components, held-out problems
+    assert text.count("<svg") == 7  # five components, diversity, held-out problems
     assert "0.250 [0.250, 0.250]" in text  # pass@1 before: 1 of 4, each problem
     assert "<td>pass@4</td>" in text
     assert "2.0 (20%)" in text  # reward's share of a step

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+from verl_rlkd.evaluation.diversity import distinct_first_steps
 from verl_rlkd.evaluation.intervals import bootstrap_mean, compare
 from verl_rlkd.evaluation.pass_at_k import pass_at_k
 from verl_rlkd.report.page import Browser, Example, Panel, Plot, Section, Table, write_page
 from verl_rlkd.report.plots import Curve, Point, curves_figure, points_figure, svg
 from verl_rlkd.report.runs import COMPONENTS, Metrics, Rollout, Run
+from verl_rlkd.types import Structure
 
 BROWSED = 90
 """Rollouts that the page holds: a third each of the first, the middle and the last step."""
@@ -28,6 +30,7 @@ def write_run_page(path: Path, runs: Sequence[Run]) -> None:
     sections: list[Section] = []
     for name in COMPONENTS:
         sections += _curves(name, groups, steps)
+    sections += _diversity(groups)
     sections += _passes(runs)
     sections += _phases(groups, steps)
     sections += _alarms(runs, steps)
@@ -60,6 +63,32 @@ def _curves(name: str, groups: Mapping[str, Sequence[Run]], steps: Mapping[str, 
     note = "mean over the step's responses" + ("; line and band: mean and range of the seeds" if several else "")
     figure = curves_figure(found, title=name, x_label="step", y_label="mean", y_range=(0, 1))
     return [Plot(svg(figure, name), heading="Training" if name == "reward" else "", note=note)]
+
+
+def _diversity(groups: Mapping[str, Sequence[Run]]) -> list[Section]:
+    """How many first steps differ within a group of responses, over training."""
+    curves = []
+    for group, runs in groups.items():
+        values = [{step: {"distinct": value} for step, value in _distinct(run).items()} for run in runs]
+        if curve := over_seeds(values, "distinct", group):
+            curves.append(curve)
+    if not curves:
+        return []
+    figure = curves_figure(
+        curves, title="different first steps of a problem / responses", x_label="step", y_label="mean", y_range=(0, 1)
+    )
+    return [Plot(svg(figure, "diversity"), heading="Diversity", note="1: no two responses to a problem begin alike")]
+
+
+def _distinct(run: Run) -> dict[int, float]:
+    found = {}
+    for step in run.rollout_steps():
+        problems: dict[str, list[Structure]] = {}
+        for rollout in run.rollouts(step):
+            problems.setdefault(rollout.prompt, []).append(Structure(rollout.student))
+        if (value := distinct_first_steps(problems)) is not None:
+            found[step] = value
+    return found
 
 
 def _passes(runs: Sequence[Run]) -> list[Section]:

@@ -11,6 +11,7 @@ Only metrics.jsonl must be there. A line that is being written is left out.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ class Run:
 
     def rollouts(self, step: int) -> list[Rollout]:
         """A step's responses, with structures and verdicts where they were recorded."""
-        recorded = self._recorded()
+        recorded = self._recorded
         return [_rollout(row, step, recorded.get(row["output"], [])) for row in self._rows("rollouts", step)]
 
     def settings(self) -> dict[str, str]:
@@ -78,6 +79,7 @@ class Run:
     def _rows(self, kind: str, step: int) -> list[dict[str, Any]]:
         return list(json_lines(self.folder / kind / f"{step}.jsonl"))
 
+    @functools.cached_property
     def _recorded(self) -> dict[str, list[dict[str, Any]]]:
         found: dict[str, list[dict[str, Any]]] = {}
         for path in sorted((self.folder / "record").glob("*.jsonl")):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -127,3 +129,13 @@ def test_steps_without_structures_are_left_out() -> None:
     for _ in range(6):
         found = monitor.observe(component_means([Components(structure_missing=1.0).as_extra_info()]))
     assert set(found) == set()
+
+
+def test_a_recorded_healthy_run_is_quiet() -> None:
+    """Seed 2 of the miniature's 30 steps (recipes/miniature)."""
+    path = Path(__file__).parent / "data" / "healthy_run.jsonl"
+    monitor = HealthMonitor(window=WINDOW)
+    found = [monitor.observe(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(found) == 30
+    assert fired(found) == set()
+    assert set(found[-1]) == set(SIGNALS)

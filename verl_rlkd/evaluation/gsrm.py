@@ -172,14 +172,7 @@ def evaluate_gsrm(
     structures = _structures(path)
     same: list[Same | None] = [None] * len(rows)
     if judge is not None:
-        judge = dataclasses.replace(
-            judge,
-            base_url=judge.base_url or config.base_url,
-            model=judge.model or config.model,
-            api_key_env=judge.api_key_env or (config.api_key_env if judge.base_url is None else None),
-            cache_dir=str(out / "verdicts"),
-            rejudge_share=0.0,
-        )
+        judge = _complete(judge, config, out / "verdicts")
         pairs = [(structures[row.row][0].structure, row.reference) for row in rows]
         same = asyncio.run(_judge(pairs, judge, retry, concurrency))
     measured = [
@@ -188,9 +181,28 @@ def evaluate_gsrm(
     ]
     summary = _summarise(measured)
     matcher = f"judge {judge.model}, threshold {judge.threshold:g}" if judge else "equality of normalised text"
+    _write_results(out, measured, summary, model=str(config.model), matcher=matcher)
+    return summary
+
+
+def _complete(judge: MatcherConfig, gsrm: GeneratorConfig, cache: Path) -> MatcherConfig:
+    """``judge`` with the GSRM's server and model where it names none."""
+    return dataclasses.replace(
+        judge,
+        base_url=judge.base_url or gsrm.base_url,
+        model=judge.model or gsrm.model,
+        api_key_env=judge.api_key_env or (gsrm.api_key_env if judge.base_url is None else None),
+        cache_dir=str(cache),
+        rejudge_share=0.0,
+    )
+
+
+def _write_results(
+    out: Path, measured: Sequence[Measured], summary: Mapping[str, Mapping[str, Interval]], *, model: str, matcher: str
+) -> None:
     told = {
-        "rows": len(rows),
-        "model": config.model,
+        "rows": len(measured),
+        "model": model,
         "matcher": matcher,
         "figures": {domain: {name: asdict(one) for name, one in named.items()} for domain, named in summary.items()},
     }
@@ -199,8 +211,7 @@ def evaluate_gsrm(
     partial.replace(out / "quality.json")
     lines = (json.dumps({"row": one.row.row, "domain": one.row.domain, **one.figures}) + "\n" for one in measured)
     (out / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
-    write_quality_page(out / "quality.html", measured, summary, model=str(config.model), matcher=matcher)
-    return summary
+    write_quality_page(out / "quality.html", measured, summary, model=model, matcher=matcher)
 
 
 async def _generate(
@@ -238,7 +249,7 @@ async def _generate(
                 "path_truncated": made.path_truncated,
                 "tokens": made.completion_tokens,
             }
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             file.flush()
             asked += 1
             count(asked)

@@ -226,7 +226,8 @@ def _has_message(choice: Any) -> bool:
 
 
 def _has_text(choice: Any) -> bool:
-    return isinstance(choice["text"], str)
+    """And the token ids that it is continued from."""
+    return isinstance(choice["text"], str) and isinstance(choice["token_ids"], list)
 
 
 def _api_key(variable: str | None) -> str | None:

@@ -74,6 +74,7 @@ class StructureGenerator:
         self._model = model
         self._tokenizer = tokenizer
         self._pauses = config.early_exit and config.temperature == 0 and not config.constrained
+        self._saw_ids = False
 
     async def generate(
         self, problem: str, reasoning: str, *, domain: str, seed: int = 0, temperature: float | None = None
@@ -141,10 +142,13 @@ class StructureGenerator:
         # A server with a reasoning parser takes a part of the text away; it is not continued from what is left.
         parsed = message.get("reasoning") or message.get("reasoning_content")
         if not prompt_ids or not choice.get("token_ids") or parsed:
-            logger.info("%s: the server sends no token ids (vLLM does); structures are written whole", self._model)
-            self._pauses = False
+            # One odd answer of a server that sent token ids before says nothing about the next.
+            if not self._saw_ids:
+                logger.info("%s: the server sends no token ids (vLLM does); structures are written whole", self._model)
+                self._pauses = False
             yield await self.generate(problem, reasoning, domain=domain)
             return
+        self._saw_ids = True
         del payload["messages"]
         ids, text, piece, step = [*prompt_ids], "", str(message.get("content") or ""), 2
         while True:

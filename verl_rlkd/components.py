@@ -88,6 +88,8 @@ class Components:
     """Flag: the generator's answer did not arrive."""
     matcher_failed: float = 0.0
     """Flag: a verdict did not arrive or was unreadable."""
+    worker_failed: float = 0.0
+    """Flag: the reward workers that took the response died of it, or did not start again."""
 
     generator_seconds: float = 0.0
     """Seconds until this response's structure was written, or left."""

@@ -36,7 +36,7 @@ PATHS = [
 ]
 FLAGS = [
     "no_think_end", "path_truncated", "structure_cut", "no_structure", "answer_timeout", "accuracy_missing",
-    "structure_missing", "failed", "left_early", "generator_failed", "matcher_failed",
+    "structure_missing", "failed", "left_early", "generator_failed", "matcher_failed", "worker_failed",
 ]  # fmt: skip
 
 

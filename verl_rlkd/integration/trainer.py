@@ -5,6 +5,7 @@ that name it adds:
 
 * checks of configuration and data before any model loads,
 * every dataset field for the reward manager when the reward model is colocated (verl passes the texts only),
+* reward workers that die are started again, and the responses they held are scored again,
 * rows that could not be scored leave before the batch is balanced, and groups left with fewer than 2 with them,
 * every component in the training log, the validation log and the rollout dumps.
 """
@@ -22,6 +23,7 @@ import torch
 import transfer_queue as tq
 import wrapt
 from omegaconf import DictConfig, OmegaConf, open_dict
+from ray.exceptions import RayActorError
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl import DataProto
@@ -37,6 +39,7 @@ from verl_rlkd.health import RULES, HealthMonitor, as_metrics
 from verl_rlkd.integration.dataset import check_rows
 from verl_rlkd.integration.dropping import FailureWindow, final_rows, keep_scored
 from verl_rlkd.integration.reward_manager import PADDING, TRAINING
+from verl_rlkd.integration.reward_workers import ATTEMPTS, RewardWorker, cause
 from verl_rlkd.integration.run_config import MODE_MARK, check_run, uses_rlkd
 
 logger = logging.getLogger(__name__)
@@ -88,6 +91,10 @@ class RLKDTrainerMixin(PPOTrainer):
         batch[TRAINING] = torch.ones(len(batch), dtype=torch.bool)
         return batch
 
+    def get_reward_handles(self) -> list[RewardWorker] | None:
+        handles = super().get_reward_handles()
+        return None if handles is None else [RewardWorker(handle) for handle in handles]
+
     def _compute_reward_colocate(self, batch: KVBatchMeta, metrics: dict[str, Any] | None = None) -> KVBatchMeta:
         with self._scoring_with_all_fields(batch):
             return super()._compute_reward_colocate(batch, metrics=metrics)
@@ -107,7 +114,13 @@ class RLKDTrainerMixin(PPOTrainer):
             fill = -len(final) % len(manager.reward_loop_workers)
             rows_to_score = data.select_idxs([*final, *final[:1] * fill])
             rows_to_score.non_tensor_batch[PADDING] = np.arange(len(rows_to_score)) >= len(final)
-            output: DataProto = compute_rm_score(rows_to_score)
+            try:
+                output: DataProto = compute_rm_score(rows_to_score)
+            except RayActorError as error:
+                raise FailureLimitError(
+                    f"a batch was not scored: its reward worker died {ATTEMPTS} times or did not start again; see its "
+                    f"log and the machine's memory: {cause(error)}"
+                ) from None
             scored = {_response(batch.keys[row]): i for i, row in enumerate(final)}
             source = [scored[_response(key)] for key in batch.keys]
             scores = output.batch["rm_scores"].sum(dim=-1).tolist()

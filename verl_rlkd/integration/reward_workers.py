@@ -1,0 +1,65 @@
+"""Reward workers that come back when they die, and what becomes of the responses they held.
+
+verl does not restart them, and its agent loop goes on choosing a dead one: in sync mode its responses are missing from
+their groups without a trace in the log, and the async modes throw their groups away and refill for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray
+import wrapt
+from ray.exceptions import RayActorError
+from verl import DataProto
+from verl.experimental.reward_loop import RewardLoopManager, RewardLoopWorker
+
+from verl_rlkd.components import Components
+from verl_rlkd.integration.reward_manager import TRAINING
+from verl_rlkd.integration.run_config import uses_rlkd
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""Workers that may die of a response before it is given up, the first included."""
+
+
+class RewardWorker:
+    """A reward worker as verl's agent loop calls it, ``worker.compute_score.remote(data)``."""
+
+    def __init__(self, handle: Any) -> None:
+        """Stand before the Ray actor ``handle``."""
+        self.compute_score = _ComputeScore(handle)
+
+
+class _ComputeScore:
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def remote(self, data: DataProto) -> dict[str, Any]:
+        """The worker's answer; a failed row, dropped and counted like any other, if it is gone for good."""
+        try:
+            answer: dict[str, Any] = await self._handle.compute_score.remote(data)
+        except RayActorError as error:
+            # In validation a row of zeros would be a guess; verl lists what raises there as a failure of its own.
+            if not data[-1].non_tensor_batch.get(TRAINING, False):
+                raise
+            logger.warning("a response was not scored: reward worker failed: %s", cause(error))
+            failed = Components(failed=1.0, worker_failed=1.0)
+            return {"reward_score": 0.0, "reward_extra_info": failed.as_extra_info()}
+        return answer
+
+
+def cause(error: RayActorError) -> str:
+    """What Ray says of a worker's death, on one line."""
+    return " ".join(str(error).split())[:300]
+
+
+@wrapt.patch_function_wrapper(RewardLoopManager, "_init_reward_loop_workers")
+def _restart_workers(wrapped: Any, instance: RewardLoopManager, args: Any, kwargs: Any) -> None:
+    if uses_rlkd(instance.config):
+        # A retried task goes to the restarted worker with the same arguments, so no response is lost.
+        restarting = ray.remote(max_restarts=-1, max_task_retries=ATTEMPTS - 1)
+        instance.reward_loop_workers_class = restarting(RewardLoopWorker)
+    wrapped(*args, **kwargs)

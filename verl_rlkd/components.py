@@ -104,6 +104,8 @@ class Components:
 
 FAILED = PREFIX + "failed"
 REJUDGED = PREFIX + "rejudged"
+MISSING = (PREFIX + "accuracy_missing", PREFIX + "structure_missing")
+"""Flags of the components that may have no part in a score."""
 
 _OF_A_STRUCTURE = {
     "structure",

@@ -56,10 +56,29 @@ def cause(error: RayActorError) -> str:
     return " ".join(str(error).split())[:300]
 
 
+class _Restarting:
+    """verl's worker class, as an actor that Ray starts again.
+
+    A restart repeats the creation, arguments included. Ray keeps no large argument for that, so the configuration is
+    put into its object store here, and stays there as long as this object does.
+    """
+
+    def __init__(self, config: Any) -> None:
+        # A retried task goes to the restarted worker with the same arguments, so no response is lost.
+        self._actor = ray.remote(max_restarts=-1, max_task_retries=ATTEMPTS - 1)(RewardLoopWorker)
+        self._config = ray.put(config)
+        self._options: dict[str, Any] = {}
+
+    def options(self, **options: Any) -> _Restarting:
+        self._options = options
+        return self
+
+    def remote(self, _config: Any, *arguments: Any) -> Any:
+        return self._actor.options(**self._options).remote(self._config, *arguments)
+
+
 @wrapt.patch_function_wrapper(RewardLoopManager, "_init_reward_loop_workers")
 def _restart_workers(wrapped: Any, instance: RewardLoopManager, args: Any, kwargs: Any) -> None:
     if uses_rlkd(instance.config):
-        # A retried task goes to the restarted worker with the same arguments, so no response is lost.
-        restarting = ray.remote(max_restarts=-1, max_task_retries=ATTEMPTS - 1)
-        instance.reward_loop_workers_class = restarting(RewardLoopWorker)
+        instance.reward_loop_workers_class = _Restarting(instance.config)
     wrapped(*args, **kwargs)

@@ -100,7 +100,7 @@ def test_the_page_shows_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "0.250 [0.250, 0.250]" in text  # pass@1 before: 1 of 4, each problem
     assert "<td>pass@4</td>" in text
     assert "2.0 (20%)" in text  # reward's share of a step
-    assert "<td>collapse</td><td>3</td>" in text
+    assert "<td>collapse</td><td>3</td><td>3</td>" in text
     assert "<td>data.seed</td><td>1</td><td>2</td>" in text
     assert "train_batch_size" not in text  # the same in both
     assert '<div class="part mismatch"><b>meta-reasoning (mismatch)</b> Multiply</div>' in text

@@ -128,14 +128,14 @@ def _phases(groups: Mapping[str, Sequence[Run]], steps: Mapping[str, Metrics]) -
 
 
 def _alarms(runs: Sequence[Run], steps: Mapping[str, Metrics]) -> list[Section]:
+    names = sorted({key for run in runs for data in steps[run.name].values() for key in data if key.endswith(ALARM)})
     rows = []
-    for run in runs:
-        names = sorted({key for data in steps[run.name].values() for key in data if key.endswith(ALARM)})
-        for name in names:
-            fired = [step for step, data in steps[run.name].items() if data.get(name)]
-            signal = name.removeprefix("rlkd/health/").removesuffix(ALARM)
-            rows.append([run.name, signal, ", ".join(map(str, fired[:20])) or "-"])
-    return [Table(["run", "signal", "steps at which it fired"], rows, heading="Health")] if rows else []
+    for name in names:
+        fired = [[step for step, data in steps[run.name].items() if data.get(name)][:20] for run in runs]
+        signal = name.removeprefix("rlkd/health/").removesuffix(ALARM)
+        rows.append([signal, *(", ".join(map(str, found)) or "-" for found in fired)])
+    note = "steps at which a signal fired, 20 at most"
+    return [Table(["", *(run.name for run in runs)], rows, heading="Health", note=note)] if rows else []
 
 
 def _settings(runs: Sequence[Run]) -> list[Section]:

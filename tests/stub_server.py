@@ -47,6 +47,8 @@ STEPS = (
 _PIECES = re.compile(r"\]:|[^\W_]+|\s|.", re.DOTALL)
 CLOSE = -1
 """An answer that closes the connection without a response."""
+CUT_BODY = -2
+"""An answer that closes the connection in the middle of the body that its header promised."""
 
 
 def is_judge(payload: Payload) -> bool:
@@ -134,8 +136,8 @@ class StubServer:
         """Say how it answers.
 
         Args:
-            answer: (request's JSON) -> response body; an int is an HTTP status, ``CLOSE`` closes the connection,
-                bytes are a raw body.
+            answer: (request's JSON) -> response body; an int is an HTTP status, ``CLOSE`` and ``CUT_BODY`` close the
+                connection, bytes are a raw body.
             latency_s: Seconds before each answer, or a rule for them.
             fail_first: So many requests get HTTP 500 before the first answer.
             port: 0 = any free one.
@@ -161,6 +163,7 @@ class StubServer:
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._stopped: asyncio.Event | None = None
+        self._runner: web.AppRunner | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     @property
@@ -190,6 +193,15 @@ class StubServer:
             if len(self.requests) != seen or self._in_flight:
                 seen, since = len(self.requests), time.monotonic()
 
+    def die(self) -> None:
+        """Drop what is under way and refuse connections, until ``come_back``."""
+        assert self._runner is not None
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(timeout=30)
+
+    def come_back(self) -> None:
+        """Listen again, at the same address."""
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(timeout=30)
+
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._started.wait(timeout=30), "the stub server did not start"
@@ -209,19 +221,22 @@ class StubServer:
 
     async def _run(self) -> None:
         self._stopped = asyncio.Event()
+        await self._listen()
+        self._started.set()
+        await self._stopped.wait()
+        assert self._runner is not None
+        await self._runner.cleanup()
+
+    async def _listen(self) -> None:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/health", self._health)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._complete)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self._port)
-        await site.start()
-        self._port = int(runner.addresses[0][1])
-        self._started.set()
-        await self._stopped.wait()
-        await runner.cleanup()
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+        self._port = int(self._runner.addresses[0][1])
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()
@@ -234,7 +249,7 @@ class StubServer:
         self.requests.append(payload)
         self.headers.append(dict(request.headers))
         answer = await self._answer(request, payload, lambda: self.answer(payload))
-        if isinstance(answer, dict) and payload.get("return_token_ids") and self.token_ids:
+        if isinstance(answer, dict) and answer.get("choices") and payload.get("return_token_ids") and self.token_ids:
             choice = answer["choices"][0]
             if choice["finish_reason"] in ("stop", "length") and choice["message"]["content"]:
                 prompt = [*self.tokenizer.encode(text_of(payload)), 0]
@@ -243,13 +258,13 @@ class StubServer:
                 text, part = self._written(written, choice["finish_reason"], payload)
                 message = {**choice["message"], "content": text}
                 answer = {**answer, "prompt_token_ids": prompt, "choices": [{**choice, "message": message, **part}]}
-        return self._respond(request, payload, answer)
+        return await self._respond(request, payload, answer)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         payload: Payload = await request.json()
         self.continuations.append(payload)
         answer = await self._answer(request, payload, lambda: self._continued(payload))
-        return self._respond(request, payload, answer)
+        return await self._respond(request, payload, answer)
 
     def _continued(self, payload: Payload) -> Answer:
         if payload["max_tokens"] < 1:
@@ -291,11 +306,15 @@ class StubServer:
         finally:
             self._in_flight -= 1
 
-    def _respond(self, request: web.Request, payload: Payload, answer: Answer) -> web.StreamResponse:
-        if answer == CLOSE:
+    async def _respond(self, request: web.Request, payload: Payload, answer: Answer) -> web.StreamResponse:
+        if answer in (CLOSE, CUT_BODY):
             assert request.transport is not None
+            response = web.StreamResponse(headers={"Content-Length": "1000"})
+            if answer == CUT_BODY:
+                await response.prepare(request)
+                await response.write(b'{"choices": [{"index": 0, ')
             request.transport.close()
-            return web.Response()
+            return response
         if isinstance(answer, int):
             return web.json_response({"error": {"message": f"stub: status {answer}"}}, status=answer)
         if isinstance(answer, bytes):

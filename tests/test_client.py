@@ -73,9 +73,21 @@ def test_a_server_error_is_retried(failures: int) -> None:
         pytest.param(b"<html>", 3, "after 3 attempts: the answer is no chat completion: <html>", id="not JSON"),
         pytest.param(b"\xff\xfe", 3, "the answer is no chat completion", id="not text"),
         pytest.param(b"[]", 3, "the answer is no chat completion", id="a list"),
+        pytest.param(b"[" * 100_000, 3, "the answer is no chat completion", id="nested too deep"),
         pytest.param({"choices": []}, 3, "the answer is no chat completion", id="no choices"),
         pytest.param({"error": "busy"}, 3, "the answer is no chat completion", id="error with status 200"),
         pytest.param({"choices": [{"message": None}]}, 3, "the answer has no message", id="no message"),
+        pytest.param({"choices": [{"message": {"content": ["x"]}}]}, 3, "the answer has no message", id="no text"),
+        *(
+            pytest.param({**completion("x"), **wrong}, 3, "token ids or its usage are no numbers", id=str(wrong))
+            for wrong in (
+                {"usage": {"completion_tokens": "many"}},
+                {"usage": {"prompt_tokens": -1}},
+                {"usage": {"prompt_tokens": 10**400}},
+                {"prompt_token_ids": [1, "2"]},
+                {"prompt_token_ids": 7},
+            )
+        ),
         pytest.param(completion("x", finish_reason="abort"), 3, "the server aborted the request", id="aborted"),
     ],
 )

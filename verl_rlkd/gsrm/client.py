@@ -210,10 +210,13 @@ def _checked(body: bytes, complete: Callable[[Any], bool]) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(body)
         choice = answer["choices"][0]
         whole, reason = complete(choice), choice.get("finish_reason")
-    except (ValueError, TypeError, LookupError, AttributeError):
+        sound = _has_counts(answer.get("usage")) and _are_ids(answer.get("prompt_token_ids"), choice.get("token_ids"))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise _TransientError(f"the answer is no chat completion: {body.decode('utf-8', 'replace')}") from None
     if not whole:
         raise _TransientError("the answer has no message")
+    if not sound:
+        raise _TransientError("the answer's token ids or its usage are no numbers")
     if reason == "abort":
         # vLLM answers 200 with what it has when the engine drops a request, for example to go to sleep.
         raise _TransientError("the server aborted the request")
@@ -221,11 +224,25 @@ def _checked(body: bytes, complete: Callable[[Any], bool]) -> dict[str, Any]:
 
 
 def _has_message(choice: Any) -> bool:
-    return isinstance(choice["message"], dict)
+    message = choice["message"]
+    return isinstance(message, dict) and isinstance(message.get("content"), str | None)
 
 
 def _has_text(choice: Any) -> bool:
     return isinstance(choice["text"], str)
+
+
+def _has_counts(usage: Any) -> bool:
+    """Whether the counts that we read are numbers, or left out."""
+    counts = [] if usage is None else [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+    return all(count is None or (isinstance(count, int) and 0 <= count < 2**53) for count in counts)
+
+
+def _are_ids(*columns: Any) -> bool:
+    """Whether these are lists of token ids, or left out."""
+    return all(
+        ids is None or (isinstance(ids, list) and all(isinstance(token, int) for token in ids)) for ids in columns
+    )
 
 
 def _api_key(variable: str | None) -> str | None:

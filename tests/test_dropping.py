@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from verl_rlkd.components import Components
 from verl_rlkd.errors import FailureLimitError
-from verl_rlkd.integration.dropping import WINDOW, FailureWindow, Kept, final_rows, keep_scored
+from verl_rlkd.integration.dropping import WINDOW, FailureWindow, Kept, final_rows, keep_scored, unscored
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,16 @@ from verl_rlkd.integration.dropping import WINDOW, FailureWindow, Kept, final_ro
 )
 def test_keep_scored(keys: list[str], failed: list[bool], kept: Kept) -> None:
     assert keep_scored(keys, failed) == kept
+
+
+def test_a_response_without_a_component_that_its_group_has_is_not_compared_with_it() -> None:
+    scored, missing = Components().as_extra_info(), Components(accuracy_missing=1.0).as_extra_info()
+    failed, worker = Components(failed=1.0).as_extra_info(), Components(failed=1.0, structure_missing=1.0)
+    # a: the gold's check ran out of time once. b: it cannot be verified. c: the failed one has no formula.
+    keys = ["a_0_0", "a_1_0", "a_2_0", "b_0_0", "b_1_0", "c_0_0", "c_1_0"]
+    rows = [scored, missing, scored, missing, missing, failed, missing]
+    assert unscored(keys, rows) == [False, True, False, False, False, True, False]
+    assert unscored(["d_0_0", "d_1_0"], [worker.as_extra_info(), scored]) == [True, False]
 
 
 def test_the_last_row_of_a_response_is_the_one_that_counts() -> None:

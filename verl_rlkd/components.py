@@ -86,6 +86,8 @@ class Components:
 
 
 FAILED = PREFIX + "failed"
+MISSING = (PREFIX + "accuracy_missing", PREFIX + "structure_missing")
+"""Flags of the components that may have no part in a score."""
 
 _OF_A_STRUCTURE = {
     "structure",

@@ -7,9 +7,10 @@ and an agent loop may give a response several rows.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from verl_rlkd.components import FAILED, MISSING
 from verl_rlkd.errors import FailureLimitError
 
 WINDOW = 512
@@ -28,6 +29,29 @@ class Kept:
     """Groups removed whole."""
     lost_responses: int
     """Scored responses that left with their group."""
+
+
+def unscored(keys: Sequence[str], rows: Sequence[Mapping[str, float]]) -> list[bool]:
+    """Per row, whether it may not be trained on: it failed, or lacks a component that others of its group have.
+
+    Whether a gold can be verified is a property of the prompt, but each reward worker finds out for itself, and on a
+    busy machine one of them may run out of time. Within a group, scores of two formulas do not compare.
+
+    Args:
+        keys: TransferQueue keys of the rows.
+        rows: ``reward_extra_info`` of each.
+    """
+    uids = [key.rsplit("_", 2)[0] for key in keys]
+    present = {(uid, name) for uid, row in zip(uids, rows, strict=True) for name in MISSING if not _lacks(row, name)}
+    return [
+        bool(row[FAILED]) or any(_lacks(row, name) and (uid, name) in present for name in MISSING)
+        for uid, row in zip(uids, rows, strict=True)
+    ]
+
+
+def _lacks(row: Mapping[str, float], name: str) -> bool:
+    """Whether the component with this flag has no part in the row's score, or the row has no score."""
+    return bool(row[name] or row[FAILED])
 
 
 def keep_scored(keys: Sequence[str], failed: Sequence[bool]) -> Kept:

@@ -36,7 +36,7 @@ from verl_rlkd.components import FAILED, component_means
 from verl_rlkd.errors import FailureLimitError
 from verl_rlkd.gsrm.store import TeacherStore
 from verl_rlkd.integration.dataset import check_rows
-from verl_rlkd.integration.dropping import FailureWindow, final_rows, keep_scored
+from verl_rlkd.integration.dropping import FailureWindow, final_rows, keep_scored, unscored
 from verl_rlkd.integration.reward_manager import PADDING, TRAINING
 from verl_rlkd.integration.reward_workers import ATTEMPTS, RewardWorker, cause
 from verl_rlkd.integration.run_config import MODE_MARK, check_run, uses_rlkd
@@ -174,7 +174,7 @@ class RLKDTrainerMixin(PPOTrainer):
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], **kwargs: Any) -> KVBatchMeta:
         rows = _read_components(batch)
-        failed = [bool(row[FAILED]) for row in rows]
+        failed = unscored(batch.keys, rows)
         final = final_rows(batch.keys)
         metrics.update(component_means(rows[i] for i in final))
         self._failures.add([failed[i] for i in final])

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -14,15 +15,24 @@ from verl_rlkd.gsrm.scorer import ScoredResponse, ScoringRequest
 from verl_rlkd.types import Structure
 
 
+logger = logging.getLogger(__name__)
+
+
 class Record:
-    """Appends to ``<folder>/<process id>.jsonl``: each reward worker has its own file."""
+    """Appends to ``<folder>/<process id>.jsonl``: each reward worker has its own file.
+
+    It is for people to read, so a full disk ends the record and not the run.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{os.getpid()}.jsonl"
+        self._works = True
 
     def write(self, request: ScoringRequest, scored: ScoredResponse) -> None:
         """Append one line; whole, whatever happens to the process afterwards."""
+        if not self._works:
+            return
         line = {
             "problem": request.problem,
             "response": request.response,
@@ -33,8 +43,12 @@ class Record:
             "student": steps_as_lists(scored.student),
             "verdicts": [[v.meta_reasoning, v.sub_problem, v.answer] for v in scored.verdicts],
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            logger.warning("rlkd.record_dir: %s; going on without it, see that the disk has room", error)
+            self._works = False
 
 
 def steps_as_lists(structure: Structure | None) -> list[list[str | None]] | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from verl_rlkd.gsrm.scorer import ScoredResponse, ScoringRequest
 from verl_rlkd.types import Structure
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import wrapt
 from omegaconf import DictConfig
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 from verl import DataProto
 from verl.experimental.reward_loop import RewardLoopManager, RewardLoopWorker
 
@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Workers that may die of a response before it is given up, the first included."""
+
+
+_CAUSE_CHARS = 2000
+"""Of Ray's words, which end with what a worker's start raised."""
 
 
 class RewardWorker:
@@ -42,10 +46,10 @@ class _ComputeScore:
         self._handle = handle
 
     async def remote(self, data: DataProto) -> dict[str, Any]:
-        """The worker's answer; a failed row, dropped and counted like any other, if it is gone for good."""
+        """The worker's answer; if it is gone for good, or raised, a failed row, dropped and counted like any other."""
         try:
             answer: dict[str, Any] = await self._handle.compute_score.remote(data)
-        except RayActorError as error:
+        except RayError as error:
             # In validation a row of zeros would be a guess; verl lists what raises there as a failure of its own.
             if not data[-1].non_tensor_batch.get(TRAINING, False):
                 raise
@@ -55,9 +59,10 @@ class _ComputeScore:
         return answer
 
 
-def cause(error: RayActorError) -> str:
-    """What Ray says of a worker's death, on one line."""
-    return " ".join(str(error).split())[:300]
+def cause(error: RayError) -> str:
+    """What Ray says of a worker's death or of what it raised, on one line."""
+    raised = getattr(error, "cause", None)
+    return " ".join(str(error if raised is None else f"{type(raised).__name__}: {raised}").split())[:_CAUSE_CHARS]
 
 
 class RestartedRewardLoopWorker(RewardLoopWorker):

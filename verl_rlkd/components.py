@@ -89,7 +89,7 @@ class Components:
     matcher_failed: float = 0.0
     """Flag: a verdict did not arrive or was unreadable."""
     worker_failed: float = 0.0
-    """Flag: the reward workers that took the response died of it, or did not start again."""
+    """Flag: the reward workers that took the response died of it, did not start again, or raised an exception."""
 
     generator_seconds: float = 0.0
     """Seconds until this response's structure was written, or left."""

@@ -7,11 +7,15 @@ their groups without a trace in the log, and the async modes throw their groups 
 from __future__ import annotations
 
 import logging
+import pickle
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 import wrapt
-from ray.exceptions import RayActorError
+from omegaconf import DictConfig
+from ray.exceptions import RayError
 from verl import DataProto
 from verl.experimental.reward_loop import RewardLoopManager, RewardLoopWorker
 
@@ -23,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Workers that may die of a response before it is given up, the first included."""
+
+
+_CAUSE_CHARS = 2000
+"""Of Ray's words, which end with what a worker's start raised."""
 
 
 class RewardWorker:
@@ -38,10 +46,10 @@ class _ComputeScore:
         self._handle = handle
 
     async def remote(self, data: DataProto) -> dict[str, Any]:
-        """The worker's answer; a failed row, dropped and counted like any other, if it is gone for good."""
+        """The worker's answer; if it is gone for good, or raised, a failed row, dropped and counted like any other."""
         try:
             answer: dict[str, Any] = await self._handle.compute_score.remote(data)
-        except RayActorError as error:
+        except RayError as error:
             # In validation a row of zeros would be a guess; verl lists what raises there as a failure of its own.
             if not data[-1].non_tensor_batch.get(TRAINING, False):
                 raise
@@ -51,34 +59,39 @@ class _ComputeScore:
         return answer
 
 
-def cause(error: RayActorError) -> str:
-    """What Ray says of a worker's death, on one line."""
-    return " ".join(str(error).split())[:300]
+def cause(error: RayError) -> str:
+    """What Ray says of a worker's death or of what it raised, on one line."""
+    raised = getattr(error, "cause", None)
+    return " ".join(str(error if raised is None else f"{type(raised).__name__}: {raised}").split())[:_CAUSE_CHARS]
 
 
-class _Restarting:
-    """verl's worker class, as an actor that Ray starts again.
+class RestartedRewardLoopWorker(RewardLoopWorker):
+    """verl's worker, with a configuration that Ray keeps for as long as it may have to start it again.
 
-    A restart repeats the creation, arguments included. Ray keeps no large argument for that, so the configuration is
-    put into its object store here, and stays there as long as this object does.
+    Ray does not promise that for arguments of 100 KiB and more, and verl's configuration is of that size.
     """
 
-    def __init__(self, config: Any) -> None:
-        # A retried task goes to the restarted worker with the same arguments, so no response is lost.
-        self._actor = ray.remote(max_restarts=-1, max_task_retries=ATTEMPTS - 1)(RewardLoopWorker)
-        self._config = ray.put(config)
-        self._options: dict[str, Any] = {}
+    def __init__(self, config: bytes, reward_router_address: str | None = None) -> None:
+        super().__init__(pickle.loads(zlib.decompress(config)), reward_router_address)
 
-    def options(self, **options: Any) -> _Restarting:
+
+class _Workers:
+    """The class of Ray actors as verl uses it, ``.options(...).remote(config, router_address)``."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
-        return self
 
-    def remote(self, _config: Any, *arguments: Any) -> Any:
-        return self._actor.options(**self._options).remote(self._config, *arguments)
+    def options(self, **options: Any) -> _Workers:
+        return _Workers({**self._options, **options})
+
+    def remote(self, config: DictConfig, reward_router_address: str | None) -> Any:
+        packed = zlib.compress(pickle.dumps(config))
+        return ray.remote(RestartedRewardLoopWorker).options(**self._options).remote(packed, reward_router_address)
 
 
 @wrapt.patch_function_wrapper(RewardLoopManager, "_init_reward_loop_workers")
 def _restart_workers(wrapped: Any, instance: RewardLoopManager, args: Any, kwargs: Any) -> None:
     if uses_rlkd(instance.config):
-        instance.reward_loop_workers_class = _Restarting(instance.config)
+        # A retried task goes to the restarted worker with the same arguments, so no response is lost.
+        instance.reward_loop_workers_class = _Workers({"max_restarts": -1, "max_task_retries": ATTEMPTS - 1})
     wrapped(*args, **kwargs)

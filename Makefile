@@ -10,7 +10,7 @@ export VLLM_CPU_KVCACHE_SPACE := 1
 # torch.compile would need a C++ compiler, and costs more than it saves at this size.
 export TORCHDYNAMO_DISABLE := 1
 
-.PHONY: venv demo demo-real test lint docs example clean-demo
+.PHONY: venv demo demo-real report test lint docs example clean-demo
 
 venv: $(VENV)/.installed  ## The whole CPU stack in .venv
 
@@ -25,6 +25,9 @@ demo: venv  ## RLKD on the CPU with small trained models: 30 steps, and what the
 
 demo-real: venv  ## RLKD on the CPU with SmolLM2-135M on real traces: 3 steps
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/cpu_demo/run.sh $(DEMO_REAL)
+
+report: demo  ## The demo, and a page about it
+	$(BIN)/verl-rlkd report $(DEMO) --out $(DEMO)/report.html
 
 test: lint  ## Lint, then every test
 	$(BIN)/python -m pytest

@@ -23,9 +23,11 @@ from verl_rlkd.branchworld.problems import FAMILIES, draw_problem
 from verl_rlkd.branchworld.reasoning import Faults, draw_path, teacher_path
 from verl_rlkd.branchworld.rows import DOMAIN, PROMPTS
 from verl_rlkd.branchworld.wording import WORDINGS, problem_text, trace_of
+from verl_rlkd.commands.terminal import load_tokenizer
 from verl_rlkd.config import GeneratorConfig, MatcherConfig, RetryConfig, RlkdConfig
 from verl_rlkd.gsrm.comparison import compare
 from verl_rlkd.gsrm.connection import Gsrm, connect
+from verl_rlkd.gsrm.generator import Tokenizer
 from verl_rlkd.gsrm.prompting import fill, generator_prompt, judge_prompt
 from verl_rlkd.integration.serving import serve
 from verl_rlkd.matching import Field
@@ -44,7 +46,9 @@ def measure_with_vllm(model: Path, sizes: Sequence[int]) -> None:
     """Print one line of JSON per way and size."""
     with tempfile.TemporaryDirectory() as folder:
         with serve(model, Path(folder) / "vllm.log", name="gsrm", options=OPTIONS) as url:
-            written = [asyncio.run(_measure(url, size)) for size in sizes]
+            # Without it lengths are estimated, and the longest paths cut.
+            tokenizer = load_tokenizer(model)
+            written = [asyncio.run(_measure(url, size, tokenizer)) for size in sizes]
         for work in written:
             # A process of its own, since vLLM keeps its memory; no daemon, since it starts processes.
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -64,10 +68,10 @@ def draw_texts(size: int) -> list[Texts]:
     return texts
 
 
-async def _measure(url: str, size: int) -> list[tuple[Texts, int]]:
+async def _measure(url: str, size: int, tokenizer: Tokenizer) -> list[tuple[Texts, int]]:
     """Responses, and the tokens that ours waited for."""
     texts = draw_texts(size)
-    gsrm = _connect(url, early_exit=True)
+    gsrm = _connect(url, tokenizer, early_exit=True)
     teachers = {
         teacher: (await gsrm.generator.generate(problem, teacher, domain=DOMAIN)).structure
         for problem, teacher, _student in texts
@@ -102,7 +106,7 @@ async def _measure(url: str, size: int) -> list[tuple[Texts, int]]:
         ("ours", ours, True),
     ]
     for name, way, early_exit in ways:
-        gsrm = _connect(url, early_exit=early_exit)
+        gsrm = _connect(url, tokenizer, early_exit=early_exit)
         before, started, cpu = _counters(url), time.perf_counter(), time.process_time()
         scores[name] = list(await asyncio.gather(*(way(one, gsrm) for one in texts)))
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -124,7 +128,7 @@ async def _measure(url: str, size: int) -> list[tuple[Texts, int]]:
     return list(tokens.items())
 
 
-def _connect(url: str, *, early_exit: bool) -> Gsrm:
+def _connect(url: str, tokenizer: Tokenizer, *, early_exit: bool) -> Gsrm:
     prompts = str(PROMPTS)
     config = RlkdConfig(
         generator=GeneratorConfig(
@@ -134,7 +138,7 @@ def _connect(url: str, *, early_exit: bool) -> Gsrm:
         matcher=MatcherConfig(prompt_dir=prompts, timeout_s=3600),
         retry=RetryConfig(max_attempts=1),
     )  # fmt: skip
-    return connect(config, math_equal=_cannot_say)
+    return connect(config, math_equal=_cannot_say, tokenizer=tokenizer)
 
 
 def _judge_text(field: Field, student: str, teacher: str) -> str:

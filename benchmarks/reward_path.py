@@ -34,6 +34,7 @@ from verl_rlkd.gsrm.connection import connect
 from verl_rlkd.gsrm.generator import StructureGenerator
 from verl_rlkd.gsrm.scorer import ResponseScorer, ScoringRequest
 from verl_rlkd.parsing import parse_structure
+from verl_rlkd.report.plots import Curve, curves_figure, save_figure
 
 RESULTS = Path(__file__).parent / "results"
 STANDARD = Rates()
@@ -314,24 +315,19 @@ def print_table(rows: Sequence[Measured]) -> None:
 
 def plot(rows: Sequence[Measured], path: Path) -> None:
     """Wall time by number of responses, both axes logarithmic."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4))
     half = [row for row in rows if row.matching.startswith("half")]
-    half = [row for row in half if row.workers == max(other.workers for other in half)]
-    for way in dict.fromkeys(row.way for row in half):
-        shown = [row for row in half if row.way == way]
-        axes.plot([row.responses for row in shown], [row.wall_s for row in shown], "o-", label=way)
+    half = [row for row in half if row.workers == half[-1].workers]
+    curves = [
+        Curve(way, *zip(*((row.responses, row.wall_s) for row in half if row.way == way), strict=True))
+        for way in dict.fromkeys(row.way for row in half)
+    ]
     ours = [row for row in half if row.way == OURS.name]
-    axes.plot([row.responses for row in ours], [row.floor_s for row in ours], "k--", label="floor")
-    axes.set(
-        xscale="log", yscale="log", xlabel="responses", ylabel="seconds", title="Reward path, half leave by step 2"
-    )
-    axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    curves.append(Curve("floor", [row.responses for row in ours], [row.floor_s for row in ours]))
+    figure = curves_figure(
+        curves, title="Reward path: half of the responses leave by step 2", x_label="responses", y_label="seconds",
+        logarithmic=True,
+    )  # fmt: skip
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_every_trace_gets_its_structure(tmp_path: Path) -> None:
     with StubServer(latency_s=0.02) as server:
         summary = run(server, traces, tmp_path / "s.sqlite")
         assert server.most_in_flight == 4
-        assert any("so 7\n" in text_of(payload) for payload in server.requests)
+        assert any("so 7</given_reasoning>\n" in text_of(payload) for payload in server.requests)
         assert not any("<think>" in text_of(payload) for payload in server.requests)
     assert summary == StructureSummary(rows=20, skipped=0, written=20, path_truncated=0, cut=0, left_out=())
     store = TeacherStore(tmp_path / "s.sqlite")

@@ -282,3 +282,32 @@ def test_a_server_that_dies_between_two_steps_is_a_failure_of_the_generator() ->
         server._continued = lambda payload: inner(payload) if next(calls) < 2 else 500  # type: ignore[method-assign]
         found = compared(server, parse_structure(numbered(LONG)), early_exit=True)
         assert type(found.failure) is GeneratorError
+
+
+def test_a_piece_without_token_ids_is_no_answer_and_the_next_response_is_written_in_steps_again() -> None:
+    with StubServer(
+        lambda payload: verdict({"yes": 1.0}) if is_judge(payload) else completion(numbered(LONG))
+    ) as server:
+        inner = server._continued
+        server._continued = lambda payload: {"choices": [{"text": "x"}]}  # type: ignore[method-assign]
+        assert type(compared(server, parse_structure(numbered(LONG)), early_exit=True).failure) is GeneratorError
+        server._continued = inner  # type: ignore[method-assign]
+        assert compared(server, parse_structure(numbered(LONG)), early_exit=True).failure is None
+        assert len(server.continuations) > 1
+
+
+def test_one_answer_without_token_ids_does_not_end_early_exit() -> None:
+    with StubServer() as server:
+        client = ChatClient(server.base_url, timeout_s=10, retry=RetryConfig(max_attempts=1), failure=GeneratorError)
+        generator = StructureGenerator(GeneratorConfig(), client, model="gsrm")
+
+        async def run() -> None:
+            for sends in (True, False, True):
+                server.token_ids = sends
+                async for _made in generator.write("2?", "4", domain="math"):
+                    pass
+            await client.close()
+
+        asyncio.run(run())
+        # In steps; the odd one in a step and then whole; in steps again.
+        assert ["stop" in payload for payload in server.generator_requests] == [True, True, False, True]

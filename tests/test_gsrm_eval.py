@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from stub_server import Answer, Payload, StubServer, completion, text_of
+from stub_server import Answer, Payload, StubServer, completion, is_judge, text_of, verdict
 
 from verl_rlkd.branchworld.rows import PROMPTS
 from verl_rlkd.cli import main
@@ -82,6 +83,8 @@ def test_answers_without_a_step_count_as_such(data: Path, tmp_path: Path, monkey
     found = figures(tmp_path / "out")
     assert found["parsed"]["mean"] == found["step_f1"]["mean"] == found["last_answer"]["mean"] == 0.75
     assert found["parsed"]["low"] < 0.75 < found["parsed"]["high"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step_f1"] for row in rows] == [0.0] * 2 + [1.0] * 6
 
 
 def test_a_server_that_stops_keeps_what_arrived_and_the_next_call_goes_on(
@@ -105,6 +108,73 @@ def test_a_server_that_stops_keeps_what_arrived_and_the_next_call_goes_on(
         assert run(monkeypatch, *where(server, data / "val.parquet", out)) == 0
         assert len(server.requests) == 5
     assert figures(out)["step_f1"]["mean"] == 1.0
+
+
+def test_a_judge_may_compare_the_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = oracle(data / "val.parquet")
+
+    def reworded(payload: Payload) -> Answer:
+        if is_judge(payload):
+            return verdict({"yes": 0.9, "no": 0.1})
+        answer = right(payload)
+        assert isinstance(answer, dict)
+        text = answer["choices"][0]["message"]["content"]
+        return completion(text.replace("]: ", "]: Well, "))
+
+    with StubServer(reworded) as server:
+        where_to = where(server, data / "val.parquet", tmp_path / "out")
+        assert run(monkeypatch, *where_to) == 0
+        exact = figures(tmp_path / "out")
+        assert not server.judge_requests
+        assert run(monkeypatch, *where_to, "--matcher", "judge") == 0
+        asked = len(server.judge_requests)
+        assert asked
+        assert run(monkeypatch, *where_to, "--matcher", "judge") == 0
+        assert len(server.judge_requests) == asked
+    judged = figures(tmp_path / "out")
+    assert exact["step_f1"]["mean"] == 0
+    assert judged["step_f1"]["mean"] == 1.0
+    assert judged["exact_steps"]["mean"] == 0
+    told = json.loads((tmp_path / "out" / "quality.json").read_text(encoding="utf-8"))
+    assert told["matcher"] == "judge gsrm, threshold 0.5"
+
+
+def test_the_page_shows_traces_beside_their_structures(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StubServer(oracle(data / "val.parquet", garble=1)) as server:
+        assert run(monkeypatch, *where(server, data / "val.parquet", tmp_path / "out")) == 0
+    page = (tmp_path / "out" / "quality.html").read_text(encoding="utf-8")
+    assert page.count("<details") == 8
+    assert page.count("<svg") == 2
+    assert "I would rather not." in page
+    row = pd.read_parquet(data / "val.parquet").iloc[3]
+    assert page.count(html.escape(row["steps"][0]["answer"], quote=False)) >= 2
+
+
+def test_labelled_sentences_are_compared_with_the_borders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentences: list[dict[str, Any]] = [
+        {"text": "Read what is given.", "tags": ["plan_generation"], "depends_on": [], "summary": "read"},
+        {"text": "Two numbers.", "tags": ["fact_retrieval"], "depends_on": [0], "summary": "read"},
+        {"text": "Combine the numbers.", "tags": ["plan_generation"], "depends_on": [], "summary": "add"},
+        {"text": "4.", "tags": ["active_computation"], "depends_on": [2], "summary": "add"},
+    ]
+    trace = " ".join(str(one["text"]) for one in sentences)
+    row = {"problem": "p", "trace": trace, "sentences": sentences}
+    traces = tmp_path / "t.jsonl"
+    traces.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with StubServer() as server:
+        options = ("--traces", traces, "--base-url", server.base_url, "--model", "gsrm")
+        assert run(monkeypatch, *options, "--out", tmp_path / "out") == 0
+        found = figures(tmp_path / "out")
+        assert (found["plan_f1"]["mean"], found["depends_at_borders"]["mean"]) == (1.0, 0.0)
+        assert found["depends_elsewhere"]["mean"] == 1.0
+        assert found["summary_overlap_at_borders"]["mean"] < found["summary_overlap_elsewhere"]["mean"]
+        traces.write_text(json.dumps({**row, "sentences": ["a"]}) + "\n", encoding="utf-8")
+        assert run(monkeypatch, *options, "--out", tmp_path / "other") == 2
+    assert "row 1: sentences: not labelled sentences" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

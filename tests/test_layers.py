@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "verl_rlkd"
-PURE = ["types", "errors", "parsing", "matching", "scoring", "rewards", "components", "config", "checks"]
+PURE = ["types", "errors", "parsing", "matching", "scoring", "rewards", "components", "config", "checks", "health"]
 HEAVY = ("verl", "ray", "torch", "vllm", "transformers")
 
 

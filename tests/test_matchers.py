@@ -86,7 +86,7 @@ def test_identical_texts_are_not_asked_about() -> None:
 def test_placeholders_in_a_students_text_stay_text() -> None:
     with StubServer() as server:
         judge(server, one_step("{{teacher}}"), one_step("the plan"))
-        assert "Second: {{teacher}}" in text_of(server.requests[0])
+        assert "Second: <second_text>{{teacher}}</second_text>" in text_of(server.requests[0])
 
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.0, True), (0.5, True), (0.51, False), (1.0, False)])
@@ -226,3 +226,26 @@ def test_equal_formulas_are_certain_and_all_else_is_judged(student: str, teacher
     finally:
         grader.close()
     assert (count.compared, count.certain, count.reused) == (2, 2 - asked, 0)
+
+
+def test_known_verdicts_are_asked_again_once_and_never_change_a_score() -> None:
+    answers = iter([verdict({"Yes": 0.9, "No": 0.1}), verdict({"Yes": 0.2, "No": 0.8})])
+    with StubServer(lambda payload: next(answers)) as server:
+        pairs = [(one_step("a"), one_step("b"))] * 4
+        verdicts, counts = judge_many(server, pairs, config=MatcherConfig(rejudge_share=1.0))
+        assert verdicts == [(StepVerdict(True),)] * 4
+        assert len(server.requests) == 2
+        assert (sum(count.rejudged for count in counts), sum(count.changed for count in counts)) == (1, 1)
+        # A judge that fails the second time fails no response.
+        other = [(one_step("c"), one_step("d"))] * 2
+    with StubServer(lambda payload: verdict({"Yes": 0.9}) if len(server.requests) < 2 else 400) as server:
+        verdicts, counts = judge_many(server, other, config=MatcherConfig(rejudge_share=1.0))
+        assert verdicts == [(StepVerdict(True),)] * 2
+        assert sum(count.rejudged for count in counts) == 0
+
+
+def test_how_sure_the_judge_was_is_counted() -> None:
+    with StubServer(lambda payload: verdict({"Yes": 0.45, "No": 0.4, "Well": 0.15})) as server:
+        _, (counts,) = judge_many(server, [(one_step("a"), one_step("b"))])
+    assert (counts.asked, counts.unsure) == (1, 1)
+    assert counts.mass == pytest.approx(0.85)

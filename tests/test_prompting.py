@@ -25,7 +25,7 @@ def test_what_is_put_in_is_never_replaced_again() -> None:
 def test_generator_prompts_are_short_end_in_the_request_and_show_a_parsable_example(domain: str) -> None:
     template = generator_prompt(domain)
     assert len(template) < 2000  # about 450 tokens: small models have contexts of 2-4k
-    assert template.endswith("{{reasoning}}\n\nThe steps of this reasoning:\n")
+    assert template.endswith("{{reasoning}}</given_reasoning>\n\nThe steps of this reasoning:\n")
     example = template[template.index("Example") : template.index("Now do the same")]
     steps = parse_structure(example).steps
     assert len(steps) == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_rlkd.gsrm.quality import fidelity, measure, step_f1
+from verl_rlkd.gsrm.quality import exact_matches, fidelity, measure, step_f1
 from verl_rlkd.types import Step, Structure
 
 A, B, C = (Step(f"Plan {x} now.", f"What is {x}?", f"It is {x}.") for x in ("red", "green", "blue"))
@@ -26,7 +26,7 @@ def structure(*steps: Step, problems: tuple[str, ...] = ()) -> Structure:
     ],
 )
 def test_step_f1(steps: list[Step], reference: list[Step], expected: float) -> None:
-    assert step_f1(steps, reference) == pytest.approx(expected)
+    assert step_f1(exact_matches(steps, reference), len(reference)) == pytest.approx(expected)
 
 
 def test_a_perfect_structure() -> None:
@@ -65,3 +65,10 @@ def test_malformed_cut_and_empty_are_not_parsed() -> None:
     assert measure(structure(A), "x", cut=True).parsed == 0
     empty = measure(structure(), "x", cut=False, reference=structure(A))
     assert (empty.parsed, empty.step_f1, empty.last_answer, empty.fidelity) == (0, 0, 0, None)
+
+
+def test_a_matcher_may_say_what_is_the_same() -> None:
+    found = measure(structure(A, B), "x", cut=False, reference=structure(C, A), same=[[True, False], [False, True]])
+    assert (found.step_f1, found.in_order, found.exact_steps) == (1.0, 1.0, 0.0)
+    crossed = measure(structure(A, B), "x", cut=False, reference=structure(C, A), same=[[False, True], [True, False]])
+    assert (crossed.step_f1, crossed.in_order) == (0.5, 0.0)

@@ -13,9 +13,12 @@ from verl_rlkd.commands.data_structure import structure
 from verl_rlkd.commands.data_validate import validate
 from verl_rlkd.commands.doctor import doctor
 from verl_rlkd.commands.eval import compare, evaluate
+from verl_rlkd.commands.experiment import experiment
 from verl_rlkd.commands.gsrm_annotate import annotate
 from verl_rlkd.commands.gsrm_eval import evaluate_gsrm
+from verl_rlkd.commands.gsrm_eval_matcher import evaluate_matcher
 from verl_rlkd.commands.gsrm_train import train
+from verl_rlkd.commands.report import report, watch
 from verl_rlkd.commands.score import score
 from verl_rlkd.errors import RlkdError, ServiceError
 
@@ -37,11 +40,15 @@ gsrm_app = typer.Typer(help="Make a GSRM.", no_args_is_help=True)
 gsrm_app.command("annotate")(annotate)
 gsrm_app.command("train")(train)
 gsrm_app.command("eval")(evaluate_gsrm)
+gsrm_app.command("eval-matcher")(evaluate_matcher)
 app.add_typer(gsrm_app, name="gsrm")
 app.command("doctor")(doctor)
 app.command("score")(score)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
+app.command("experiment")(experiment)
+app.command("report")(report)
+app.command("watch")(watch)
 
 
 @app.callback()

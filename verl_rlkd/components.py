@@ -34,6 +34,8 @@ class Components:
     """Steps in the teacher's structure."""
     exit_step: float = 0.0
     """1-based step of the first meta-reasoning mismatch; 0 if there was none."""
+    exit_at_first: float = 0.0
+    """Flag: the first steps already differ."""
     matched_share: float = 0.0
     """Teacher steps whose meta-reasoning matched before the exit, divided by the teacher's steps."""
 
@@ -44,6 +46,19 @@ class Components:
     reused: float = 0.0
     """Of these, judged before, or for another response at the same time; the rest was asked of the judge."""
 
+    asked: float = 0.0
+    """Of the pairs compared, those that the judge was asked about for this response."""
+    unsure: float = 0.0
+    """Of these, verdicts with P(yes) within 0.1 of the threshold."""
+    verdict_mass: float = 0.0
+    """Sum over these of the probability that the judge's first token is yes or no at all."""
+    rejudged: float = 0.0
+    """Verdicts that were known and asked again, ``rlkd.matcher.rejudge_share`` of them."""
+    rejudge_changed: float = 0.0
+    """Of these, those that came out otherwise."""
+
+    response_chars: float = 0.0
+    """Length of the response, characters."""
     generated_tokens: float = 0.0
     """Tokens of the student's structure, as far as it was waited for."""
 
@@ -57,6 +72,8 @@ class Components:
     """Flag: the generator reached its token limit; its complete steps were scored."""
     no_structure: float = 0.0
     """Flag: the generator's answer held no complete step; structure 0."""
+    alike_steps: float = 0.0
+    """Flag: the structure has two steps or more, and all say the same."""
     answer_timeout: float = 0.0
     """Flag: grading the answer outlived its deadline; accuracy 0."""
 
@@ -86,6 +103,7 @@ class Components:
 
 
 FAILED = PREFIX + "failed"
+REJUDGED = PREFIX + "rejudged"
 MISSING = (PREFIX + "accuracy_missing", PREFIX + "structure_missing")
 """Flags of the components that may have no part in a score."""
 
@@ -97,6 +115,13 @@ _OF_A_STRUCTURE = {
     "compared",
     "certain",
     "reused",
+    "asked",
+    "unsure",
+    "verdict_mass",
+    "rejudged",
+    "rejudge_changed",
+    "exit_at_first",
+    "alike_steps",
     "generated_tokens",
     "left_early",
     "path_truncated",

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from verl_rlkd.errors import ConfigError
+from verl_rlkd.health import SIGNALS
 from verl_rlkd.types import RewardWeights
 
 
@@ -88,11 +89,14 @@ class MatcherConfig:
     """Size of that folder at most, MiB; the oldest verdicts leave."""
     revision: str | None = None
     """What tells the judge's weights from others of the same name in the cache; null = its files' sizes and times."""
+    rejudge_share: float = 0.01
+    """Share of the known verdicts that are asked again, once per worker, to see whether the judge still says so."""
     timeout_s: float = 120.0
     """Per-request limit, seconds."""
 
     def __post_init__(self) -> None:
         _share(self, "threshold")
+        _share(self, "rejudge_share")
         _share(self, "min_mass")
         _at_least(self, "cache_mb", 1)
         _positive(self, "timeout_s")
@@ -138,6 +142,31 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class HealthConfig:
+    """Failure signatures that are watched for while training: docs/health.md."""
+
+    window: int = 10
+    """Training steps that a rule looks at; those that compare take the first of a process's run for it."""
+    exit_baseline: float | None = None
+    """Share of responses that leave at step 1 in a healthy run, in [0, 1]; null = that of the first window."""
+    stop_on: str = ""
+    """Signals that stop the run, separated by spaces, e.g. "collapse reward_hacking"; "" = none, they only warn."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "window", 1)
+        if self.exit_baseline is not None:
+            _share(self, "exit_baseline")
+        for name in self.stops:
+            if name not in SIGNALS:
+                raise ValueError(f"stop_on names {name!r}; give some of {' '.join(SIGNALS)}")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """``stop_on`` as names."""
+        return tuple(self.stop_on.split())
+
+
+@dataclass(frozen=True)
 class RlkdConfig:
     """Everything under ``rlkd:``."""
 
@@ -167,6 +196,8 @@ class RlkdConfig:
     """Grading of final answers."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Validation."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """Failure signatures."""
 
     def __post_init__(self) -> None:
         _share(self, "max_failure_share")

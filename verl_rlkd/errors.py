@@ -38,5 +38,13 @@ class MatcherError(ServiceError):
     """A judge's verdict did not arrive, or could not be read as yes or no."""
 
 
+class UnreadableVerdictError(MatcherError):
+    """A judge answered with neither yes nor no."""
+
+
+class UnhealthyError(ServiceError):
+    """A failure signature fired that ``rlkd.health.stop_on`` names."""
+
+
 class FailureLimitError(ServiceError):
     """More responses went unscored than ``rlkd.on_failure`` and ``rlkd.max_failure_share`` allow."""

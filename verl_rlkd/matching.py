@@ -34,6 +34,16 @@ class Counts:
     """Of these, decided without a model: equal text, or equal mathematics."""
     reused: int = 0
     """Of these, judged before, or for another response at the same time."""
+    asked: int = 0
+    """Of these, asked of a judge."""
+    unsure: int = 0
+    """Of those asked, P(yes) near the threshold."""
+    mass: float = 0.0
+    """Over those asked, sum of the probability of yes and no together."""
+    rejudged: int = 0
+    """Known verdicts that were asked again."""
+    changed: int = 0
+    """Of these, those that came out otherwise."""
 
 
 class Matcher(Protocol):

@@ -189,6 +189,26 @@ def render_structure(structure: Structure) -> str:
     return text if at is None else f"{text[:at]}\\{text[at:]}"
 
 
+def escape_tags(text: str) -> str:
+    """``text`` with round brackets around each tag, "(Answer 2)": for text that is quoted to a GSRM.
+
+    Round ones, and not the backslash of ``render_structure``: that leaves the tag's tokens as they are, and the
+    miniature GSRM took an escaped tag for a tag as often as a bare one (benchmarks/hostile_text).
+
+    An index as in ``cache[answer]`` stays: a tag without a number, right after a name or a bracket and without a colon
+    after it, is prose wherever it is copied to.
+    """
+    return _TAG.sub(_in_round_brackets, text)
+
+
+def _in_round_brackets(tag: re.Match[str]) -> str:
+    before = tag.string[tag.start() - 1 : tag.start()]
+    index = not tag["number"] and (before.isalnum() or before in ("_", ")", "]"))
+    if index and not _COLON_FOLLOWS.match(tag.string, tag.end()):
+        return tag[0]
+    return f"({tag[0][1:-1]})"
+
+
 def _with_line_feeds(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
 

@@ -1,11 +1,10 @@
 """Train the miniature's models from scratch: a tokenizer, a GSRM that also judges, and a student.
 
-    python -m recipes.miniature.pretrain gsrm          <gsrm>    --tokens 24e6
-    python -m recipes.miniature.pretrain student       <base>    --tokens 16e6
-    python -m recipes.miniature.pretrain student-short <student> --tokens 11e6 --start <base> --begin 0.31 --lr 2.5e-3
+    python -m recipes.miniature.pretrain gsrm outputs/gsrm --tokens 24e6
 
-Rows are drawn without end from verl_rlkd.branchworld; lengths are ramped from single steps to whole traces, without
-which copying is not learned in this time. Writes Hugging Face weights and curve.jsonl.
+models/commands.json holds the commands, one after the other, that made the shipped models. Rows are drawn without end
+from verl_rlkd.branchworld; lengths are ramped from single steps to whole traces, without which copying is not learned
+in this time. Writes Hugging Face weights and curve.jsonl.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ Sample = tuple[str, str]
 """(what is asked, what is to be written)."""
 
 
-def gsrm_sample(random: Random, done: float, *, pair_share: float = 0.6) -> Sample:
+def gsrm_sample(random: Random, done: float, *, pair_share: float = 0.6, fault_share: float = 0.5) -> Sample:
     """A trace to structure or a pair to judge; ``done`` in [0, 1] is how far training is."""
     split = world.SHIFTED if random.random() < 0.1 else world.IN_DOMAIN
     if random.random() < pair_share:
         part, teacher, student, same = world.draw_pair(random, split)
         texts = {"teacher": teacher, "student": student}
         return fill(judge_prompt(part, str(world.PROMPTS)), texts), "yes" if same else "no"
-    faults = FAULTS if random.random() < 0.5 else NO_FAULTS
+    faults = FAULTS if random.random() < fault_share else NO_FAULTS
     row = world.draw_row(random, split, faults=faults, steps=ramped(random, done, split))
     template = generator_prompt(world.DOMAIN, str(world.PROMPTS))
     return fill(template, {"problem": row.problem_text, "reasoning": row.trace}), render_structure(row.structure)
@@ -96,6 +95,8 @@ SAMPLES: dict[str, Callable[[Random, float], Sample]] = {
     "gsrm": gsrm_sample,
     # Pairs are a tenth as long as traces: so half of the tokens are pairs.
     "gsrm-judge": functools.partial(gsrm_sample, pair_share=0.9),
+    # A wrong calculation is to be reported, not repaired: what it learns last.
+    "gsrm-faults": functools.partial(gsrm_sample, fault_share=0.8),
     "student": student_sample,
     "student-short": functools.partial(student_sample, longest_share=0.4),
 }

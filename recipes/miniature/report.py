@@ -20,7 +20,7 @@ from rich.text import Text
 from recipes.support.logs import json_lines, training_steps
 from verl_rlkd.evaluation.intervals import bootstrap_mean, compare
 from verl_rlkd.evaluation.pass_at_k import pass_at_k
-from verl_rlkd.evaluation.plots import Curve, save_curves, terminal_curves
+from verl_rlkd.report.plots import Curve, curves_figure, save_figure, terminal_curves
 
 CURVES = {
     "reward": "critic/score/mean",
@@ -43,9 +43,8 @@ def main() -> None:
         Curve(name, [*steps], [data[key] for data in steps.values()]) for name, key in CURVES.items() if name != "tags"
     ]
     title = f"RLKD on the miniature: {len(steps)} GRPO steps"
-    save_curves(
-        curves, run / "learning.png", title=title, x_label="step", y_label="mean of the responses", y_range=(0, 1)
-    )
+    figure = curves_figure(curves, title=title, x_label="step", y_label="mean of the responses", y_range=(0, 1))
+    save_figure(figure, run / "learning.png")
     print(terminal_curves(curves, title=title))
     console.print(pass_table(run / "validation"))
     rises = {name: rise(steps, key) for name, key in CURVES.items()}

@@ -15,22 +15,26 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 from stub_server import Answer, Payload, StubServer, completion, text_of
 from tiny_policy import CHAT_TEMPLATE, make_tiny_policy
 
 from verl_rlkd.branchworld.rows import PROMPTS
+from verl_rlkd.cli import app
 from verl_rlkd.config import GeneratorConfig, RetryConfig
 from verl_rlkd.data.world import WorldSizes, write_world
 from verl_rlkd.errors import ConfigError, DataError
 from verl_rlkd.evaluation.gsrm import evaluate_gsrm
 from verl_rlkd.gsrm.labels import STAGES, Stage, is_learned
-from verl_rlkd.integration.gsrm_training import TrainConfig, check_rows, train
+from verl_rlkd.integration.gsrm_training import TrainConfig, _overrides, check_rows, train
 from verl_rlkd.integration.serving import serve
 from verl_rlkd.integration.sft_dataset import StructureDataset, encode
 from verl_rlkd.parsing import parse_structure
 from verl_rlkd.rewards import split_response
 
-MODEL = Path(__file__).parents[2] / "recipes" / "miniature" / "models" / "gsrm"
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "recipes" / "miniature" / "models" / "gsrm"
 TEMPLATES = {
     "chatml": "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
@@ -280,3 +284,34 @@ def test_a_tokenizer_that_does_not_fit_is_one_line(data: Path, tmp_path: Path) -
 def test_wrong_settings_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="give"):
         settings(Path("x"), **changes)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes" / "gsrm").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_a_configuration_of_verls_trainer(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TrainConfig] = []
+
+    def remember(config: TrainConfig, out: Path, **_: Any) -> Path:
+        asked.append(config)
+        return out
+
+    monkeypatch.setattr("verl_rlkd.integration.gsrm_training.train", remember)
+    given = ["--config", str(recipe), "--train-files", "train.parquet", "--out", "out", "--lr", "0.5"]
+    app(["gsrm", "train", *given], standalone_mode=False)
+    (config,) = asked
+    assert config.lr == 0.5  # the command line prevails
+    yaml_keys = OmegaConf.load(recipe)
+    assert (config.model, config.batch_size) == (yaml_keys.model, yaml_keys.batch_size)
+    overrides = _overrides(config, "all", Path("checkpoints"), start=config.model, adapter=None)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        composed = compose("sft_trainer_engine", overrides=[one for one in overrides if not one.startswith("hydra.")])
+    assert composed.data.train_batch_size == config.batch_size
+    for override in config.overrides:
+        name, _, value = override.partition("=")
+        assert str(OmegaConf.select(composed, name)).lower() == value
+
+
+def test_an_unknown_key_of_a_recipe_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("learning_rate: 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"\['learning_rate'\] is not known; give options of this command"):
+        app(["gsrm", "train", "--config", str(path), "--train-files", "x", "--out", "y"], standalone_mode=False)

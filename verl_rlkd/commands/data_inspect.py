@@ -9,6 +9,7 @@ import typer
 
 from verl_rlkd.commands.step_table import structure_table
 from verl_rlkd.errors import ConfigError
+from verl_rlkd.gsrm.untrusted import strip_invisible
 
 _SHOWN_CHARS = 1500
 
@@ -32,10 +33,10 @@ def inspect(
     trace = find_trace(traces, row=row, problem=problem)
     record = teacher_of(trace, store)
     console = Console()
-    console.print(Panel(Text(trace.problem), title=f"problem, row {trace.row}", title_align="left"))
+    console.print(Panel(Text(strip_invisible(trace.problem)), title=f"problem, row {trace.row}", title_align="left"))
     shown = trace.reasoning if full else _shortened(trace.reasoning)
     title = f"reasoning path, {len(trace.reasoning):,} characters"
-    console.print(Panel(Text(shown), title=title, title_align="left"))
+    console.print(Panel(Text(strip_invisible(shown)), title=title, title_align="left"))
     flags = [
         f"domain {record.domain}",
         f"by {record.model}",

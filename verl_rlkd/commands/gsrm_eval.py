@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from verl_rlkd.commands.terminal import advance_of, load_tokenizer, progress_bar
-from verl_rlkd.config import GeneratorConfig, RetryConfig
+from verl_rlkd.config import GeneratorConfig, MatcherConfig, RetryConfig
 from verl_rlkd.errors import ConfigError
 
 _DEFAULTS = GeneratorConfig()
@@ -29,6 +29,15 @@ def evaluate_gsrm(
     timeout_s: Annotated[float, typer.Option(help="Limit of one request, seconds.")] = _DEFAULTS.timeout_s,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the GSRM's tokenizer.")] = None,
     prompt_dir: Annotated[Path | None, typer.Option(help="Folder with <domain>.txt prompts of your own.")] = None,
+    matcher: Annotated[
+        str, typer.Option(help="exact or judge: how steps are compared with the reference's.")
+    ] = "exact",
+    judge_url: Annotated[str | None, typer.Option(help="The judge's server, if another.")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge's model, if another.")] = None,
+    judge_api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable of the key of --judge-url.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="A match is P(yes) >= threshold.")] = MatcherConfig().threshold,
     as_json: Annotated[bool, typer.Option("--json", help="Print quality.json.")] = False,
 ) -> None:
     """Measure a GSRM on held-out traces. Run it again to go on where it stopped."""
@@ -36,7 +45,17 @@ def evaluate_gsrm(
 
     if samples < 1 or concurrency < 1:
         raise ConfigError("give --samples and --concurrency of 1 or more")
+    if matcher not in ("exact", "judge"):
+        raise ConfigError(f"--matcher is {matcher!r}; give exact or judge")
     try:
+        judge = MatcherConfig(
+            base_url=judge_url,
+            model=judge_model,
+            api_key_env=judge_api_key_env,
+            prompt_dir=str(prompt_dir) if prompt_dir else None,
+            threshold=threshold,
+            timeout_s=timeout_s,
+        )
         config = GeneratorConfig(
             base_url=base_url,
             model=model,
@@ -58,6 +77,7 @@ def evaluate_gsrm(
             samples=samples,
             concurrency=concurrency,
             tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
+            judge=judge if matcher == "judge" else None,
             retry=RetryConfig(),
             advance=advance_of(progress, "structures"),
         )
@@ -67,7 +87,8 @@ def evaluate_gsrm(
     for name, figures in found.items():
         typer.echo(f"{name}:")
         for figure, interval in figures.items():
-            typer.echo(f"{figure.replace('_', ' '):>20}  {interval}")
+            typer.echo(f"{figure.replace('_', ' '):>26}  {interval}")
         if len(found) == 2:  # one domain: the same again
             break
-    typer.echo(f"{out}: structures.jsonl, quality.json (steps compared by equality of normalised text)")
+    how = "by the judge" if matcher == "judge" else "by equality of normalised text"
+    typer.echo(f"{out}: structures.jsonl, quality.json, quality.html (steps compared {how})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from verl_rlkd.gsrm.untrusted import strip_invisible
 from verl_rlkd.types import Step, StepVerdict, Structure
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def structure_table(structure: Structure, *, title: str = "") -> Table:
         table.add_column(column)
     for number, step in enumerate(structure.steps, start=1):
         fields = (step.meta_reasoning, step.sub_problem, step.answer)
-        table.add_row(str(number), *(Text(text or "-") for text in fields))
+        table.add_row(str(number), *(Text(strip_invisible(text or "-")) for text in fields))
     return table
 
 
@@ -47,7 +48,7 @@ def comparison_table(
     for i in range(max(len(teacher.steps), len(student.steps))):
         cells = [_text(teacher.steps, i), _text(student.steps, i), _verdict(verdicts, i)]
         score = "" if per_step is None or i >= len(per_step) else f"{per_step[i]:g}"
-        table.add_row(str(i + 1), *map(Text, cells), *([] if per_step is None else [score]))
+        table.add_row(str(i + 1), *map(Text, map(strip_invisible, cells)), *([] if per_step is None else [score]))
     return table
 
 

@@ -83,7 +83,7 @@ def advance_of(progress: Progress, what: str) -> Callable[[int, int], None]:
     task = progress.add_task(what, total=None)
 
     def advance(done: int, total: int) -> None:
-        if progress.tasks[0].total is None:
+        if progress.tasks[task].total is None:
             progress.reset(task, total=total, completed=done)
         else:
             progress.update(task, completed=done)

@@ -127,7 +127,9 @@ def draw_samples(
                 nonlocal count
                 problem, sample = item
                 told = await client.chat(_payload(problem, sample, model, config))
-                file.write(json.dumps(_line(problem, sample, told, drawn), ensure_ascii=False).encode() + b"\n")
+                line = json.dumps(_line(problem, sample, told, drawn), ensure_ascii=False)
+                # A lone surrogate, which a server may send, is no UTF-8.
+                file.write(line.encode("utf-8", "replace") + b"\n")
                 file.flush()
                 count += 1
                 advance(count, total)

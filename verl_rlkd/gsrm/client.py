@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from verl_rlkd.config import RetryConfig
 from verl_rlkd.errors import ConfigError, ServiceError
+from verl_rlkd.gsrm.untrusted import strip_invisible
 
 MAX_IN_FLIGHT = 1024
 """Requests of one client at the same time, unless it is given another limit."""
@@ -229,7 +230,21 @@ def _has_message(choice: Any) -> bool:
 
 
 def _has_text(choice: Any) -> bool:
-    return isinstance(choice["text"], str)
+    """And the token ids that it is continued from."""
+    return isinstance(choice["text"], str) and isinstance(choice["token_ids"], list)
+
+
+def _has_counts(usage: Any) -> bool:
+    """Whether the counts that we read are numbers, or left out."""
+    counts = [] if usage is None else [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+    return all(count is None or (isinstance(count, int) and 0 <= count < 2**53) for count in counts)
+
+
+def _are_ids(*columns: Any) -> bool:
+    """Whether these are lists of token ids, or left out."""
+    return all(
+        ids is None or (isinstance(ids, list) and all(isinstance(token, int) for token in ids)) for ids in columns
+    )
 
 
 def _has_counts(usage: Any) -> bool:
@@ -264,8 +279,8 @@ def _shown(url: str) -> str:
 
 
 def _one_line(text: str, key: str | None) -> str:
-    """``text`` on one line, shortened; a server may quote the key it refuses."""
+    """``text`` on one line, shortened; a server may quote the key it refuses, and the student's text."""
     if key:
         text = text.replace(key, "***")
-    line = " ".join(text.split())
+    line = " ".join(strip_invisible(text).split())
     return line if len(line) <= _EXCERPT_CHARS else line[:_EXCERPT_CHARS] + "..."

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_rlkd.config import RlkdConfig
+from verl_rlkd.config import MatcherConfig, RetryConfig, RlkdConfig
 from verl_rlkd.errors import GeneratorError, MatcherError
 from verl_rlkd.gsrm.cache import VerdictCache, revision
-from verl_rlkd.gsrm.client import ChatClient
+from verl_rlkd.gsrm.client import MAX_IN_FLIGHT, ChatClient
 from verl_rlkd.gsrm.generator import StructureGenerator, Tokenizer
 from verl_rlkd.gsrm.matchers import ExactMatcher, JudgeMatcher, MathEqual
 from verl_rlkd.matching import Matcher
@@ -68,21 +68,45 @@ def connect(
     generator = StructureGenerator(gsrm, client, model=model, tokenizer=tokenizer)
     if match.kind == "exact":
         return Gsrm(generator, ExactMatcher(math_equal), (client,))
-    judge = ChatClient(
-        match.base_url or url,
-        api_key_env=match.api_key_env or (gsrm.api_key_env if match.base_url is None else None),
-        timeout_s=match.timeout_s,
-        retry=config.retry,
-        failure=MatcherError,
+    matcher, judge = connect_judge(
+        match,
+        config.retry,
+        default_url=url,
+        default_model=model,
+        default_api_key_env=gsrm.api_key_env,
+        math_equal=math_equal,
         max_in_flight=judgements,
     )
-    judged_by = match.model or model
-    matcher = JudgeMatcher(
-        match,
-        judge,
-        model=judged_by,
-        math_equal=math_equal,
-        cache=VerdictCache(Path(match.cache_dir) if match.cache_dir else None, max_bytes=match.cache_mb * 2**20),
-        revision=match.revision if match.revision is not None else revision(judged_by),
-    )
     return Gsrm(generator, matcher, (client, judge))
+
+
+def connect_judge(
+    config: MatcherConfig,
+    retry: RetryConfig,
+    *,
+    default_url: str | Sequence[str] = "",
+    default_model: str = "",
+    default_api_key_env: str | None = None,
+    math_equal: MathEqual | None = None,
+    max_in_flight: int = MAX_IN_FLIGHT,
+) -> tuple[JudgeMatcher, ChatClient]:
+    """A judge and its connection, which is the caller's to close; arguments as those of ``connect``."""
+    own_server = config.base_url is not None
+    client = ChatClient(
+        config.base_url or default_url,
+        api_key_env=config.api_key_env or (None if own_server else default_api_key_env),
+        timeout_s=config.timeout_s,
+        retry=retry,
+        failure=MatcherError,
+        max_in_flight=max_in_flight,
+    )
+    model = config.model or default_model
+    judge = JudgeMatcher(
+        config,
+        client,
+        model=model,
+        math_equal=math_equal,
+        cache=VerdictCache(Path(config.cache_dir) if config.cache_dir else None, max_bytes=config.cache_mb * 2**20),
+        revision=config.revision if config.revision is not None else revision(model),
+    )
+    return judge, client

@@ -11,6 +11,7 @@ from verl_rlkd.config import GeneratorConfig
 from verl_rlkd.errors import GeneratorError
 from verl_rlkd.gsrm.client import ChatClient
 from verl_rlkd.gsrm.prompting import fill, generator_prompt
+from verl_rlkd.gsrm.untrusted import as_data, readable
 from verl_rlkd.parsing import parse_structure, settled_steps
 from verl_rlkd.types import Structure
 
@@ -73,6 +74,7 @@ class StructureGenerator:
         self._model = model
         self._tokenizer = tokenizer
         self._pauses = config.early_exit and config.temperature == 0 and not config.constrained
+        self._saw_ids = False
 
     async def generate(
         self, problem: str, reasoning: str, *, domain: str, seed: int = 0, temperature: float | None = None
@@ -140,10 +142,13 @@ class StructureGenerator:
         # A server with a reasoning parser takes a part of the text away; it is not continued from what is left.
         parsed = message.get("reasoning") or message.get("reasoning_content")
         if not prompt_ids or not choice.get("token_ids") or parsed:
-            logger.info("%s: the server sends no token ids (vLLM does); structures are written whole", self._model)
-            self._pauses = False
+            # One odd answer of a server that sent token ids before says nothing about the next.
+            if not self._saw_ids:
+                logger.info("%s: the server sends no token ids (vLLM does); structures are written whole", self._model)
+                self._pauses = False
             yield await self.generate(problem, reasoning, domain=domain)
             return
+        self._saw_ids = True
         del payload["messages"]
         ids, text, piece, step = [*prompt_ids], "", str(message.get("content") or ""), 2
         while True:
@@ -153,7 +158,7 @@ class StructureGenerator:
             paused = choice.get("finish_reason") == "stop" and choice.get("stop_reason") in _until(step)["stop"]
             cut = choice.get("finish_reason") in _CUT_REASONS
             yield Generation(
-                structure=Structure(settled_steps(text)) if paused else read_structure(text, cut=cut),
+                structure=Structure(settled_steps(readable(text))) if paused else read_structure(text, cut=cut),
                 text=text,
                 path_truncated=path_truncated,
                 cut=cut,
@@ -173,6 +178,8 @@ class StructureGenerator:
     def _request(self, problem: str, reasoning: str, domain: str, seed: int) -> tuple[dict[str, Any], bool]:
         """A chat completion request, and whether only the path's beginning fitted into it."""
         template = generator_prompt(domain, self._config.prompt_dir)
+        # Before it is measured: an escape takes room as well.
+        reasoning = as_data(reasoning)
         fitting = self._fit(fill(template, {"problem": problem, "reasoning": ""}), reasoning)
         payload = {
             "model": self._model,
@@ -230,7 +237,7 @@ def count_tokens(text: str, tokenizer: Tokenizer | None) -> int:
 
 def read_structure(text: str, *, cut: bool) -> Structure:
     """The complete steps of a generated text: all of them, or all but the last if the text was cut."""
-    structure = parse_structure(text)
+    structure = parse_structure(readable(text))
     if not cut:
         return structure
     return Structure(structure.steps[:-1], (*structure.problems, "the text was cut; its last step is left out"))

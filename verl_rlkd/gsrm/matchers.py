@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from verl_rlkd.config import MatcherConfig
-from verl_rlkd.errors import MatcherError
+from verl_rlkd.errors import MatcherError, UnreadableVerdictError
 from verl_rlkd.gsrm.cache import VerdictCache, verdict_key
 from verl_rlkd.gsrm.client import ChatClient
 from verl_rlkd.gsrm.prompting import fill, judge_prompt
@@ -17,6 +18,8 @@ from verl_rlkd.types import StepVerdict, Structure
 
 MathEqual = Callable[[str, str], Awaitable[bool | None]]
 """Whether two answers are mathematically equal; None = cannot say."""
+UNSURE = 0.1
+"""P(yes) closer to the threshold than this counts as unsure."""
 TOP_LOGPROBS = 20
 """Candidates of the first token that are asked for; the most that OpenAI and vLLM (by default) give."""
 
@@ -73,6 +76,7 @@ class JudgeMatcher:
         self._math_equal = math_equal
         self._cache = cache or VerdictCache()
         self._revision = revision
+        self._asked_again: set[str] = set()
 
     async def match(
         self, student: Structure, teacher: Structure, *, counts: Counts | None = None
@@ -81,10 +85,20 @@ class JudgeMatcher:
         return await match_steps(student, teacher, functools.partial(self._same, counts or Counts()))
 
     async def _same(self, counts: Counts, field: Field, student: str, teacher: str) -> bool:
+        return await self.p_yes(field, student, teacher, counts=counts) >= self._config.threshold
+
+    async def p_yes(self, field: Field, student: str, teacher: str, *, counts: Counts | None = None) -> float:
+        """How sure the judge is that two texts of a step say the same, in [0, 1]; 1 where that is certain.
+
+        Raises:
+            UnreadableVerdictError: The judge's answer is neither yes nor no.
+            MatcherError: It did not arrive.
+        """
+        counts = counts or Counts()
         counts.compared += 1
         if same_text(student, teacher) or (field == "answer" and await self._same_mathematics(student, teacher)):
             counts.certain += 1
-            return True
+            return 1.0
         prompt = fill(judge_prompt(field, self._config.prompt_dir), {"teacher": teacher, "student": student})
         payload = {
             "model": self._model,
@@ -98,9 +112,24 @@ class JudgeMatcher:
         }
         # Only readable verdicts are remembered, and min_mass decides which are.
         key = verdict_key(payload, self._revision, self._config.min_mass)
-        share, reused = await self._cache.get_or_ask(key, functools.partial(self._ask, payload, teacher))
+        share, reused = await self._cache.get_or_ask(key, functools.partial(self._ask, payload, teacher, counts))
         counts.reused += reused
-        return share >= self._config.threshold
+        if reused and self._is_sampled(key):
+            await self._ask_again(payload, teacher, share, counts)
+        return share
+
+    def _is_sampled(self, key: str) -> bool:
+        """Whether this known verdict is to be asked again: a share of all keys, each once per process."""
+        if int(key[:8], 16) >= self._config.rejudge_share * 2**32 or key in self._asked_again:
+            return False
+        self._asked_again.add(key)
+        return True
+
+    async def _ask_again(self, payload: Mapping[str, Any], teacher: str, known: float, counts: Counts) -> None:
+        with contextlib.suppress(MatcherError):  # a check is not worth a response
+            share = await self._ask(payload, teacher, Counts())
+            counts.rejudged += 1
+            counts.changed += (share >= self._config.threshold) != (known >= self._config.threshold)
 
     async def _same_mathematics(self, student: str, teacher: str) -> bool:
         if self._math_equal is None or not is_bare_mathematics(student, teacher):
@@ -109,22 +138,26 @@ class JudgeMatcher:
         equal, _reused = await self._cache.get_or_ask(verdict_key("mathematics", student, teacher), compute)
         return equal == 1.0
 
-    async def _ask(self, payload: Mapping[str, Any], teacher: str) -> float:
+    async def _ask(self, payload: Mapping[str, Any], teacher: str, counts: Counts) -> float:
         """P(yes) of the judge's first token.
 
         Raises:
-            MatcherError: It did not arrive, or yes and no have too little of the probability.
+            UnreadableVerdictError: Yes and no have too little of the probability.
+            MatcherError: It did not arrive.
         """
         answer = await self._client.chat(payload, near=teacher)
         candidates = self._first_token(answer)
         share, mass = yes_share(candidates)
         if mass == 0 or mass < self._config.min_mass:
             top, logprob = max(candidates.items(), key=lambda item: item[1])
-            raise MatcherError(
+            raise UnreadableVerdictError(
                 f"unreadable verdict of {self._model}: yes and no have {mass:.3g} of the first token's probability, "
                 f"below rlkd.matcher.min_mass {self._config.min_mass:g}; its first choice is {top!r} "
                 f"({math.exp(min(logprob, 0.0)):.3g}); use a judge that answers at once, without thinking"
             )
+        counts.asked += 1
+        counts.mass += mass
+        counts.unsure += abs(share - self._config.threshold) < UNSURE
         return share
 
     def _first_token(self, answer: Mapping[str, Any]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from verl_rlkd.errors import ConfigError
+from verl_rlkd.gsrm.untrusted import as_data
 from verl_rlkd.matching import Field
 
 PACKAGED = Path(__file__).parent / "prompts"
@@ -25,12 +26,18 @@ _JUDGE = "judge_"
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """``template`` with each ``{{name}}`` replaced by ``values[name]``.
+def fill(template: str, values: Mapping[str, str], *, ours: Mapping[str, str] | None = None) -> str:
+    """``template`` with each ``{{name}}`` replaced by ``values[name]``, which cannot be taken for ours.
 
     One pass: what is put in is never searched, so a problem that itself says "{{reasoning}}" stays as it is.
+
+    Args:
+        template: One of the prompts.
+        values: Texts of problems, students and teachers; ``untrusted.as_data`` goes over each.
+        ours: Texts that are put in as they are, in place of ``values``: their tags are meant as tags.
     """
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+    texts = {name: as_data(value) for name, value in values.items()} | dict(ours or {})
+    return _PLACEHOLDER.sub(lambda match: texts[match[1]], template)
 
 
 def generator_prompt(domain: str, prompt_dir: str | None = None) -> str:

@@ -46,14 +46,21 @@ class Quality:
     """Whether the last answer is the reference's."""
 
 
-def measure(structure: Structure, trace: str, *, cut: bool, reference: Structure | None = None) -> Quality:
-    """All figures of one structure; steps are compared by equality of normalised text ("exact").
+Same = Sequence[Sequence[bool]]
+"""Per step, per step of the reference: whether they say the same."""
+
+
+def measure(
+    structure: Structure, trace: str, *, cut: bool, reference: Structure | None = None, same: Same | None = None
+) -> Quality:
+    """All figures of one structure.
 
     Args:
         structure: What the GSRM wrote.
         trace: What it was made from.
         cut: Whether the GSRM was stopped.
         reference: What it should have written.
+        same: What a matcher says of each pair of steps; None = equality of normalised text.
     """
     steps = structure.steps
     texts = [_words(_text(step)) for step in steps]
@@ -69,26 +76,30 @@ def measure(structure: Structure, trace: str, *, cut: bool, reference: Structure
     if reference is None or not reference.steps:
         return Quality(**figures)  # type: ignore[arg-type]
     truth = reference.steps
+    same = exact_matches(steps, truth) if same is None else same
     placed = list(zip(steps, truth, strict=False))
     return Quality(
         **figures,  # type: ignore[arg-type]
-        step_f1=step_f1(steps, truth),
+        step_f1=step_f1(same, len(truth)),
         exact_steps=sum(ours == theirs for ours, theirs in placed) / len(truth),
         exact_pairs=sum((a.sub_problem, a.answer) == (b.sub_problem, b.answer) for a, b in placed) / len(truth),
-        in_order=_in_order(steps, truth),
+        in_order=_in_order(same),
         last_answer=float(bool(steps) and same_text(steps[-1].answer or "", truth[-1].answer or "")),
     )
 
 
-def step_f1(steps: Sequence[Step], reference: Sequence[Step]) -> float:
-    """2 * m / (n + r): m the longest common subsequence of n and r steps that are equal in all three parts."""
-    longest = [[0] * (len(reference) + 1) for _ in range(len(steps) + 1)]
-    for i, ours in enumerate(steps, start=1):
-        for j, theirs in enumerate(reference, start=1):
-            longest[i][j] = (
-                longest[i - 1][j - 1] + 1 if same_step(ours, theirs) else max(longest[i - 1][j], longest[i][j - 1])
-            )
-    return 2 * longest[-1][-1] / (len(steps) + len(reference))
+def exact_matches(steps: Sequence[Step], reference: Sequence[Step]) -> Same:
+    """Which steps are equal in all three parts once normalised."""
+    return [[same_step(ours, theirs) for theirs in reference] for ours in steps]
+
+
+def step_f1(same: Same, reference_steps: int) -> float:
+    """2 * m / (n + r): m the longest common subsequence of n steps and the r > 0 of the reference."""
+    longest = [[0] * (reference_steps + 1) for _ in range(len(same) + 1)]
+    for i, row in enumerate(same, start=1):
+        for j, equal in enumerate(row, start=1):
+            longest[i][j] = longest[i - 1][j - 1] + 1 if equal else max(longest[i - 1][j], longest[i][j - 1])
+    return 2 * longest[-1][-1] / (len(same) + reference_steps)
 
 
 def same_step(first: Step, second: Step) -> bool:
@@ -136,8 +147,7 @@ def _similarity(texts: Sequence[list[str]]) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
-def _in_order(steps: Sequence[Step], reference: Sequence[Step]) -> float | None:
-    places = [next((j for j, theirs in enumerate(reference) if same_step(ours, theirs)), None) for ours in steps]
-    found = [place for place in places if place is not None]
-    pairs = list(combinations(found, 2))
+def _in_order(same: Same) -> float | None:
+    places = [row.index(True) for row in same if True in row]
+    pairs = list(combinations(places, 2))
     return sum(a < b for a, b in pairs) / len(pairs) if pairs else None

@@ -43,7 +43,8 @@ class Record:
             "verdicts": [[v.meta_reasoning, v.sub_problem, v.answer] for v in scored.verdicts],
         }
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            # A lone surrogate is no UTF-8, but a backslash escape of JSON.
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except OSError as error:
             logger.warning("rlkd.record_dir: %s; going on without it, see that the disk has room", error)

@@ -127,7 +127,7 @@ class ResponseScorer:
     async def _compare(self, request: ScoringRequest) -> ScoredResponse:
         """Student's structure against teacher's; ``score`` is left 0."""
         reasoning = split_response(request.response, think_prefilled=self._config.think_prefilled).reasoning
-        parts = Components(no_think_end=float(reasoning is None))
+        parts = Components(no_think_end=float(reasoning is None), response_chars=float(len(request.response)))
         if request.teacher is None:
             return ScoredResponse(score=0.0, components=replace(parts, structure_missing=1.0))
         teacher = request.teacher
@@ -156,15 +156,22 @@ class ResponseScorer:
             structure=score.value,
             student_steps=float(len(made.structure.steps)),
             exit_step=float(score.exit_step or 0),
+            exit_at_first=float(score.exit_step == 1),
             matched_share=sum(verdict.meta_reasoning for verdict in found.verdicts) / teacher_steps,
             compared=float(found.counts.compared),
             certain=float(found.counts.certain),
             reused=float(found.counts.reused),
+            asked=float(found.counts.asked),
+            unsure=float(found.counts.unsure),
+            verdict_mass=found.counts.mass,
+            rejudged=float(found.counts.rejudged),
+            rejudge_changed=float(found.counts.changed),
             generated_tokens=float(made.completion_tokens),
             path_truncated=float(made.path_truncated),
             left_early=float(not made.ended),
             structure_cut=float(made.cut),
             no_structure=float(not made.structure.steps),
+            alike_steps=float(len(made.structure.steps) > 1 and len(set(made.structure.steps)) == 1),
         )
         return ScoredResponse(
             score=0.0,

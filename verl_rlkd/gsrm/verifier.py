@@ -9,6 +9,7 @@ from verl_rlkd.config import RetryConfig
 from verl_rlkd.errors import MatcherError
 from verl_rlkd.gsrm.client import ChatClient
 from verl_rlkd.gsrm.prompting import fill, verifier_prompt
+from verl_rlkd.gsrm.untrusted import escape_delimiters
 from verl_rlkd.parsing import render_structure
 from verl_rlkd.types import Structure
 
@@ -52,15 +53,14 @@ class Verifier:
         Raises:
             MatcherError: No answer arrived.
         """
-        values = {
-            "problem": problem,
-            "reasoning": reasoning,
-            "structure": render_structure(structure),
-            "answer_clause": f", which is {answer}" if answer else "",
-        }
+        prompt = fill(
+            verifier_prompt(),
+            {"problem": problem, "reasoning": reasoning, "answer_clause": f", which is {answer}" if answer else ""},
+            ours={"structure": escape_delimiters(render_structure(structure))},
+        )
         payload = {
             "model": self._model,
-            "messages": [{"role": "user", "content": fill(verifier_prompt(), values)}],
+            "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
             "seed": 0,

@@ -103,7 +103,7 @@ class RLKDRewardManager(RewardManagerBase):
         if request.training and self._rlkd.weights.structure > 0 and request.teacher is None:
             # The trainer mode checks the files before training, so only rows from elsewhere come here. Raising
             # would make verl's async modes refill the group for ever; a failed row is dropped and counted.
-            logger.error("rlkd.teacher_store %s has no structure for: %.80s", self._rlkd.teacher_store, request.problem)
+            logger.error("rlkd.teacher_store %s has no structure for: %.80r", self._rlkd.teacher_store, request.problem)
             scored = ScoredResponse(score=0.0, components=Components(failed=1.0))
         else:
             scored = await self._scorer.score(request)

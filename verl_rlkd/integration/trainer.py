@@ -32,9 +32,10 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 
-from verl_rlkd.components import FAILED, component_means
-from verl_rlkd.errors import FailureLimitError
+from verl_rlkd.components import FAILED, REJUDGED, component_means
+from verl_rlkd.errors import FailureLimitError, UnhealthyError
 from verl_rlkd.gsrm.store import TeacherStore
+from verl_rlkd.health import RULES, HealthMonitor, as_metrics
 from verl_rlkd.integration.dataset import check_rows
 from verl_rlkd.integration.dropping import FailureWindow, final_rows, keep_scored, unscored
 from verl_rlkd.integration.reward_manager import PADDING, TRAINING
@@ -69,6 +70,8 @@ class RLKDTrainerMixin(PPOTrainer):
             config.trainer.v1[MODE_MARK] = f"rlkd_{self.mode}"
         self._failures = FailureWindow(on_failure=self.rlkd.on_failure, max_share=self.rlkd.max_failure_share)
         self._dumped: dict[str, Mapping[str, float]] = {}
+        self._health = HealthMonitor(window=self.rlkd.health.window, exit_baseline=self.rlkd.health.exit_baseline)
+        self._alarms: set[str] = set()
         super().__init__(config)
 
     # ---- before any model loads ----
@@ -176,7 +179,9 @@ class RLKDTrainerMixin(PPOTrainer):
         rows = _read_components(batch)
         failed = unscored(batch.keys, rows)
         final = final_rows(batch.keys)
-        metrics.update(component_means(rows[i] for i in final))
+        means = component_means(rows[i] for i in final)
+        metrics.update(means)
+        metrics.update(self._watch_health(means, rejudged=sum(rows[i][REJUDGED] for i in final)))
         self._failures.add([failed[i] for i in final])
         kept = keep_scored(batch.keys, failed)
         metrics["rlkd/dropped_responses/sum"] = kept.dropped_responses
@@ -195,6 +200,19 @@ class RLKDTrainerMixin(PPOTrainer):
                 extra_info=batch.extra_info,
             )
         return super()._balance_batch(batch, metrics=metrics, **kwargs)
+
+    def _watch_health(self, means: Mapping[str, float], *, rejudged: float) -> dict[str, float]:
+        """Metrics of the failure signatures; warns when one begins, raises if the run shall stop for it."""
+        signals = self._health.observe({**means, f"{REJUDGED}/sum": rejudged})
+        for rule in RULES:
+            fires = rule.name in signals and signals[rule.name].fires
+            if fires and rule.name not in self._alarms:
+                told = f"rlkd/health/{rule.name} is {signals[rule.name].value:.3g}: {rule.cure}"
+                if rule.name in self.rlkd.health.stops:
+                    raise UnhealthyError(f"{told} (stopped by rlkd.health.stop_on)")
+                logger.warning(told)
+            (self._alarms.add if fires else self._alarms.discard)(rule.name)
+        return as_metrics(signals)
 
     # ---- logs and dumps ----
 

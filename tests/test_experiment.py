@@ -1,0 +1,107 @@
+"""`verl-rlkd experiment`: what is compared, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from verl_rlkd.cli import main
+from verl_rlkd.errors import ConfigError, DataError, ServiceError
+from verl_rlkd.evaluation.experiment import EXPERIMENTS, Plan, run_experiment, seeds_done, summarise
+
+
+def plan(work: Path, **changes: object) -> Plan:
+    made = Plan("domain-shift", str(work), "student", "recipes", "rlkd_miniature", samples=2)
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A prepared folder, as far as its files' names go."""
+    folder = tmp_path / "work"
+    (folder / "data").mkdir(parents=True)
+    for name in ("data/val.parquet", "data/shifted.parquet", "teachers.sqlite"):
+        (folder / name).touch()
+    return folder
+
+
+def measured(out: Path, arm: str, seed: int, right: dict[str, list[list[int]]]) -> None:
+    """Benchmark -> problem -> whether each sample is right."""
+    folder = out / f"{arm}_{seed}" / "eval"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}", encoding="utf-8")
+    lines = [
+        {"id": f"{benchmark}/{number}", "sample": sample, "right": float(one), "format": 1.0}
+        for benchmark, problems in right.items()
+        for number, samples in enumerate(problems)
+        for sample, one in enumerate(samples)
+    ]
+    (folder / "grades.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def test_arms_are_compared_over_the_seeds_that_all_have(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    some, none = [[1, 0], [0, 0]], [[0, 0], [0, 0]]
+    for seed in (1, 2, 3):
+        measured(out, "grpo", seed, {"val": none, "shifted": none})
+        measured(out, "rlkd", seed, {"val": some, "shifted": [[1, 1], [1, 1]]})
+        if seed < 3:
+            measured(out, "sft", seed, {"val": some if seed == 1 else none, "shifted": none})
+    found = summarise(out, plan(work))
+    assert found["seeds"] == [1, 2]
+    by = {(one["arm"], one["benchmark"], one["k"]): one for one in found["figures"]}
+    assert len(by) == 3 * 2 * 2
+    assert by["rlkd", "val", 1]["mean"] == 0.25
+    assert by["rlkd", "val", 2]["mean"] == 0.5  # one of two problems with both samples
+    assert by["rlkd", "val", 1]["difference"]["mean"] == 0.25
+    assert by["sft", "val", 1]["seeds"] == [0.25, 0.0]
+    assert by["sft", "val", 1]["mean"] == 0.125
+    assert by["grpo", "shifted", 1]["difference"]["mean"] == 0.0
+    assert by["rlkd", "shifted", 1]["difference"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_measured_runs_are_not_run_again(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for arm in EXPERIMENTS["domain-shift"]:
+        measured(out, arm.name, 1, {"val": [[1, 0]], "shifted": [[0, 0]]})
+    told: list[str] = []
+    results = run_experiment(plan(work), out, seeds=1, announce=told.append)
+    assert told == []
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
+    assert seeds_done(out, plan(work)) == [("grpo", 1), ("rlkd", 1), ("sft", 1)]
+
+
+def test_a_folder_holds_one_experiment(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for arm in EXPERIMENTS["domain-shift"]:
+        measured(out, arm.name, 1, {"val": [[1, 0]], "shifted": [[0, 0]]})
+    run_experiment(plan(work), out, seeds=1, announce=print)
+    with pytest.raises(DataError, match=r"holds an experiment with temperature 0.9; give another --out"):
+        run_experiment(plan(work, temperature=1.0), out, seeds=1, announce=print)
+
+
+def test_a_training_that_fails_is_one_line_and_leaves_nothing_that_counts(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ServiceError, match=r"verl.trainer.main_ppo ended with code 1: .*nowhere.*train.log"):
+        run_experiment(plan(work, config_name="nowhere"), out, seeds=1, announce=print)
+    assert seeds_done(out, plan(work)) == []
+
+
+def test_wrong_calls_are_one_line(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="no experiment 'nothing'; give one of reward-ratio, domain-shift"):
+        run_experiment(plan(work, name="nothing"), tmp_path / "out", seeds=1, announce=print)
+    (work / "teachers.sqlite").unlink()
+    arguments = ["experiment", "reward-ratio", "--work", str(work), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["verl-rlkd", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "teachers.sqlite is not there; prepare it with `python -m recipes.miniature.prepare" in error
+    assert error.count("\n") == 1

@@ -295,7 +295,6 @@ def test_killed_workers_are_started_again_and_finish_what_they_held(slow: Loop) 
 
     from verl_rlkd.integration.reward_workers import RewardWorker
 
-    @ray.remote(num_cpus=0)
     def streaming(worker: RewardWorker, rows: Any) -> list[dict[str, Any]]:
         """As verl's agent loop does, in a process of its own."""
 
@@ -304,13 +303,14 @@ def test_killed_workers_are_started_again_and_finish_what_they_held(slow: Loop) 
 
         return asyncio.run(ask())
 
+    agent_loop = ray.remote(num_cpus=0)(streaming)
     worker = RewardWorker(slow.manager.reward_loop_workers[0])
     streamed = []
     before = reward_workers()
 
     def kill_all() -> None:
         asked = len(slow.stub.requests)
-        streamed.append(streaming.remote(worker, slow.rows("another is killed")))
+        streamed.append(agent_loop.remote(worker, slow.rows("another is killed")))
         slow.stub.wait_for(lambda stub: len(stub.requests) > asked)
         for process in before:
             process.kill()

@@ -247,19 +247,6 @@ def _are_ids(*columns: Any) -> bool:
     )
 
 
-def _has_counts(usage: Any) -> bool:
-    """Whether the counts that we read are numbers, or left out."""
-    counts = [] if usage is None else [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-    return all(count is None or (isinstance(count, int) and 0 <= count < 2**53) for count in counts)
-
-
-def _are_ids(*columns: Any) -> bool:
-    """Whether these are lists of token ids, or left out."""
-    return all(
-        ids is None or (isinstance(ids, list) and all(isinstance(token, int) for token in ids)) for ids in columns
-    )
-
-
 def _api_key(variable: str | None) -> str | None:
     if variable is None:
         return None

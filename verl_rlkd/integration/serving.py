@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def serve(model: Path | str, log: Path, *, name: str, options: Sequence[str] = (
         port = int(probe.getsockname()[1])
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
-        "--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, *options,
+        "--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, *_platform_options(), *options,
     ]  # fmt: skip
     with log.open("w", encoding="utf-8") as file:
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
@@ -50,6 +51,11 @@ def serve(model: Path | str, log: Path, *, name: str, options: Sequence[str] = (
                 server.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 server.kill()
+
+
+def _platform_options() -> tuple[str, ...]:
+    # Of a seeded request whose prompt is processed in parts vLLM 0.27 rewinds the generator, which none can on a CPU.
+    return ("--no-enable-chunked-prefill",) if os.environ.get("VERL_PLATFORM") == "cpu" else ()
 
 
 def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:

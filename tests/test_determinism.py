@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import multiprocessing
+from multiprocessing.context import SpawnProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
 from random import Random
 
@@ -99,6 +102,24 @@ def scores(
     return [found[number] for number in range(COUNT)]
 
 
+def in_a_process(url: str, cache: Path, numbers: range, results: Queue[tuple[int, float]]) -> None:
+    """One of several reward workers: the scores of its share, each put as soon as it is known."""
+    config = RlkdConfig(
+        generator=GeneratorConfig(base_url=url, model="gsrm"),
+        matcher=MatcherConfig(cache_dir=str(cache)),
+        retry=RetryConfig(max_attempts=2, max_wait_s=0.01),
+    )
+
+    async def run() -> None:
+        gsrm = connect(config, math_equal=cannot_say)
+        scorer = ResponseScorer(config, generator=gsrm.generator, matcher=gsrm.matcher, grader=grade)
+        for number in numbers:
+            results.put((number, (await scorer.score(requests()[number])).score))
+        await gsrm.close()
+
+    asyncio.run(run())
+
+
 def shuffled_latency(payload: Payload) -> float:
     """So that answers arrive in another order than they were asked for, the same in every run."""
     return number_of(str(payload.get("messages") or payload.get("prompt"))) % 20 / 1000
@@ -134,6 +155,34 @@ def test_cold_and_warm_caches_change_nothing(tmp_path: Path, reference: list[flo
         warm = scores(server, cache=tmp_path / "cache", workers=4, order=5)
         assert len(server.judge_requests) - asked < asked / 10
     assert cold == warm == reference
+
+
+def test_eight_processes_with_one_cache_find_the_same_scores_cold_and_after_a_kill(
+    tmp_path: Path, reference: list[float]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+
+    def workers(url: str, results: Queue[tuple[int, float]]) -> list[SpawnProcess]:
+        shares = [range(first, COUNT, 8) for first in range(8)]
+        started = [context.Process(target=in_a_process, args=(url, tmp_path, share, results)) for share in shares]
+        for process in started:
+            process.start()
+        return started
+
+    with StubServer(answer, latency_s=shuffled_latency) as server:
+        results: Queue[tuple[int, float]] = context.Queue()
+        killed = workers(server.base_url, results)
+        before = dict(results.get(timeout=60) for _ in range(8))
+        for process in killed:
+            process.kill()
+            process.join()
+        results = context.Queue()
+        finished = workers(server.base_url, results)
+        after = dict(results.get(timeout=60) for _ in range(COUNT))
+        for process in finished:
+            process.join()
+    assert [after[number] for number in range(COUNT)] == reference
+    assert all(reference[number] == score for number, score in before.items())
 
 
 def test_a_run_that_goes_on_after_a_stop_has_the_same_scores(tmp_path: Path, reference: list[float]) -> None:

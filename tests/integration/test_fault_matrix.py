@@ -10,11 +10,9 @@ import asyncio
 import contextlib
 import json
 import math
-import os
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from stub_server import CLOSE, CUT_BODY, Answer, Payload, StubServer, completion
 from test_reward_worker import GOOD, row
 
 from verl_rlkd.components import Components
+from verl_rlkd.integration.dropping import keep_scored, unscored
 from verl_rlkd.types import Step
 
 N = 4
@@ -51,6 +50,7 @@ ANSWERS: Mapping[str, Answer] = {
 }
 """Fault -> what is answered to each request."""
 LATE = ("late answer",)
+BAD = "with bad luck"
 OF_BOTH = (*ANSWERS, *LATE)
 HANGING = ("HANG_GENERATOR", "HANG_JUDGE")
 OF_THE_JUDGE = ("UNREADABLE_JUDGE", "NO_LOGPROBS_JUDGE", "NaN_JUDGE")
@@ -63,9 +63,13 @@ HARMLESS = ("plain", "another", "one more", "and another", "the last one")
 ENDLESS = "loops to max_tokens"
 ENDLESS_AT_ONCE = "loops from the first step on"
 ONE_OF_FOUR = "one response of a group"
-LATER = tuple(f"of a later batch {n}" for n in range(60))
-"""Problems without a fault for tests that need one of their own; verdicts of the others are remembered."""
-PROBLEMS = (*FAULTS, *HARMLESS, ENDLESS, ENDLESS_AT_ONCE, ONE_OF_FOUR, *LATER)
+DYING = (
+    "the server dies", "the server never comes back", "the server is away", "a worker is killed", "another is killed",
+    "the cache is damaged",
+)  # fmt: skip
+LATER = tuple(f"of a later batch {n}" for n in range(32))
+"""More problems without a fault, for tests whose verdicts nobody may remember."""
+PROBLEMS = (*FAULTS, *HARMLESS, ENDLESS, ENDLESS_AT_ONCE, ONE_OF_FOUR, *DYING, *LATER)
 LOOP = "and again " * 1000
 ENDLESS_STRUCTURES = {
     ENDLESS: f"[Meta-reasoning 1]: Read it\n[Sub-problem 1]: What?\n[Answer 1]: That\n[Meta-reasoning 2]: Go on {LOOP}",
@@ -76,6 +80,8 @@ ENDLESS_STRUCTURES = {
 def fault_of(text: str, judge: bool) -> str | None:
     """The fault that a request is about; a judge sees the teacher's steps, which name their problem."""
     service = "judge" if judge else "generator"
+    if not judge and BAD in text:
+        return "500"
     return next((fault for fault in OF_BOTH if f"{fault} of {service}" in text), None)
 
 
@@ -103,6 +109,7 @@ class Loop:
     manager: Any
     policy: Path
     stub: StubServer
+    cache: Path
 
     def rows(self, *problems: str, responses: tuple[str, ...] = (GOOD,) * N) -> Any:
         from verl import DataProto
@@ -130,12 +137,13 @@ def reward_loop(policy: Path, folder: Path, stub: StubServer, *overrides: str) -
     store = folder / "teachers.sqlite"
     if not store.exists():
         steps = {
-            p: (Step(f"look at {p}", f"what is {p}?", "2 + 2"), Step(f"add {p}", f"sum of {p}?", "4")) for p in PROBLEMS
+            p: (Step(f"look at {p}", f"what is {p}?", "2 + 2"), Step(f"add {p}", f"the sum of {p}?", "4"))
+            for p in PROBLEMS
         }
         write_store(store, steps)
     manager = RewardLoopManager(compose(*settings(policy, store, stub), *overrides))
     try:
-        yield Loop(manager, policy, stub)
+        yield Loop(manager, policy, stub, folder / "cache")
     finally:
         for worker in manager.reward_loop_workers:
             ray.kill(worker)
@@ -152,21 +160,16 @@ def settings(policy: Path, store: Path, stub: StubServer) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def loop(tiny_policy: Path, ray_cluster: None, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+def loop(tiny_policy: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     import verl.trainer.ppo.v1  # noqa: F401  (as a run does: the trainer modes are registered then)
 
     folder = tmp_path_factory.mktemp("faults")
     with (
         StubServer(answer, latency_s=latency_s) as stub,
-        reward_loop(tiny_policy, folder, stub, f"rlkd.matcher.cache_dir={cache}") as made,
+        reward_loop(tiny_policy, folder, stub, f"rlkd.matcher.cache_dir={folder / 'cache'}") as made,
     ):
         made.score("plain")  # the workers are up
         yield made
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache") / "verdicts"
 
 
 @dataclass
@@ -233,109 +236,106 @@ def test_a_generator_that_loops_to_max_tokens_is_cut_and_its_complete_steps_are_
         assert found["reward"] == pytest.approx(0.7)
 
 
-ONE_BAD = (GOOD, GOOD.replace("first this, then", "503 of generator"), GOOD, GOOD)
-
-
-def test_one_failed_response_leaves_the_rest_of_its_group_as_it_would_be(loop: Loop) -> None:
-    rows = loop.score(ONE_OF_FOUR, responses=ONE_BAD)[ONE_OF_FOUR]
+def test_one_failed_response_leaves_the_rest_of_its_group(loop: Loop) -> None:
+    # Of one length, as verl's batches are: the others' text has as many tokens.
+    unlucky, lucky = (GOOD.replace("first this", luck) for luck in (BAD, BAD.replace("bad", "no ")))
+    rows = loop.score(ONE_OF_FOUR, responses=(lucky, unlucky, lucky, lucky))[ONE_OF_FOUR]
     assert is_failed(rows[1:2], "generator")
     assert is_right([rows[0], *rows[2:]])
+    keys = [f"prompt_{n}_0" for n in range(N)]
+    assert list(keep_scored(keys, unscored(keys, rows)).rows) == [0, 2, 3]
 
 
-@contextlib.contextmanager
-def slow(stub: StubServer, seconds: float) -> Iterator[None]:
-    """Each answer takes so long, so that something is under way."""
-    before, stub.latency_s = stub.latency_s, seconds
-    try:
-        yield
-    finally:
-        stub.latency_s = before
-
-
-def under_way(loop: Loop, *problems: str) -> Future[dict[str, list[dict[str, float]]]]:
-    """``loop.score`` in a thread, once the first request has arrived."""
+def while_scoring(loop: Loop, problem: str, act: Callable[[], None]) -> tuple[list[dict[str, float]], float]:
+    """The group's rows and the seconds they took, ``act`` having been done after its first request."""
     asked = len(loop.stub.requests)
-    threads = ThreadPoolExecutor(1)
-    future = threads.submit(loop.score, *problems)
-    threads.shutdown(wait=False)
-    loop.stub.wait_for(lambda stub: len(stub.requests) > asked)
-    return future
-
-
-def test_a_server_that_dies_in_the_middle_of_a_step_and_comes_back_costs_time_only(loop: Loop) -> None:
-    with slow(loop.stub, 0.3):
-        future = under_way(loop, *LATER[:4])
-        loop.stub.die()
-        time.sleep(1)
-        loop.stub.come_back()
-        rows = future.result(timeout=DEADLINE_S + SLACK_S)
-    for problem in LATER[:4]:
-        assert is_right(rows[problem]), rows[problem]
-
-
-def test_a_server_that_never_comes_back_fails_the_batch_by_the_deadline_and_no_later_one(loop: Loop) -> None:
     started = time.monotonic()
-    with slow(loop.stub, 0.3):
-        future = under_way(loop, *LATER[4:6])
-        loop.stub.die()
-        rows = future.result(timeout=DEADLINE_S + SLACK_S)
-    assert all(is_failed(rows[problem], "generator") for problem in LATER[4:6]), rows
-    refused = loop.score(LATER[6])
-    assert is_failed(refused[LATER[6]], "generator")
-    assert time.monotonic() - started < 2 * (DEADLINE_S + SLACK_S)
-    loop.stub.come_back()
-    again = loop.score(*LATER[4:7])
-    assert all(is_right(again[problem]) for problem in LATER[4:7])
+    with ThreadPoolExecutor(1) as pool:
+        scoring = pool.submit(loop.score, problem)
+        loop.stub.wait_for(lambda stub: len(stub.requests) > asked)
+        act()
+        return scoring.result(timeout=120)[problem], time.monotonic() - started
 
 
-def test_a_cache_that_is_corrupted_in_the_middle_of_a_run_changes_no_score(loop: Loop, cache: Path) -> None:
-    assert is_right(loop.score(LATER[8])[LATER[8]])
-    files = [path for path in cache.iterdir() if path.is_file()]
-    assert any(path.name == "cache.db" for path in files)
-    for path in files:
-        path.write_bytes(b"no database at all" * 4000)
-    rows = loop.score(*LATER[8:12])
-    assert all(is_right(rows[problem]) for problem in LATER[8:12]), rows
+@pytest.fixture
+def slow(loop: Loop) -> Iterator[Loop]:
+    """The server takes half a second for each answer, so that something can happen meanwhile."""
+    before = loop.stub.latency_s
+    loop.stub.latency_s = 0.5
+    yield loop
+    loop.stub.latency_s = before
 
 
-# ---- reward workers that are killed ----
+def test_a_server_that_dies_in_the_middle_and_comes_back_costs_nothing(slow: Loop) -> None:
+    def bounce() -> None:
+        slow.stub.die()
+        time.sleep(1.0)
+        slow.stub.come_back()
+
+    rows, seconds = while_scoring(slow, "the server dies", bounce)
+    assert is_right(rows), rows
+    assert seconds < DEADLINE_S + SLACK_S
 
 
-def reward_workers() -> set[int]:
-    """Process ids of this cluster's reward workers."""
-    found = set()
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "RewardLoopWorker" in " ".join(process.cmdline()):
-                found.add(process.pid)
-    return found
+def test_a_server_that_never_comes_back_costs_the_deadline_and_no_later_batch(slow: Loop) -> None:
+    rows, seconds = while_scoring(slow, "the server never comes back", slow.stub.die)
+    assert is_failed(rows, "generator"), rows
+    assert seconds < DEADLINE_S + SLACK_S
+    # It refuses connections now.
+    started = time.monotonic()
+    assert is_failed(slow.score("the server is away")["the server is away"], "generator")
+    assert time.monotonic() - started < DEADLINE_S + SLACK_S
+    slow.stub.come_back()
+    again = slow.score("the server never comes back", "the server is away")
+    assert all(is_right(rows) for rows in again.values()), again
 
 
-def test_killed_workers_are_started_again_and_finish_what_they_held(loop: Loop) -> None:
+def test_killed_workers_are_started_again_and_finish_what_they_held(slow: Loop) -> None:
     import ray
 
     from verl_rlkd.integration.reward_workers import RewardWorker
 
-    @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
     def streaming(worker: RewardWorker, rows: Any) -> list[dict[str, Any]]:
-        """As verl's agent loop, in a process of its own."""
+        """As verl's agent loop does, in a process of its own."""
 
         async def ask() -> list[dict[str, Any]]:
             return await asyncio.gather(*(worker.compute_score.remote(rows[i : i + 1]) for i in range(len(rows))))
 
         return asyncio.run(ask())
 
-    worker = RewardWorker(loop.manager.reward_loop_workers[0])
-    with slow(loop.stub, 0.5):
-        colocated = under_way(loop, *LATER[40:42])
-        streamed = streaming.remote(worker, loop.rows(LATER[42]))
-        asked = len(loop.stub.requests)
-        loop.stub.wait_for(lambda stub: len(stub.requests) > asked)
-        workers = reward_workers()
-        assert len(workers) == 2
-        for pid in workers:
-            os.kill(pid, signal.SIGKILL)
-        rows = colocated.result(timeout=120)
-    assert all(is_right(rows[problem]) for problem in LATER[40:42]), rows
-    assert [answer["reward_score"] for answer in ray.get(streamed, timeout=120)] == [1.0] * N
-    assert not workers & reward_workers()
+    agent_loop = ray.remote(num_cpus=0)(streaming)
+    worker = RewardWorker(slow.manager.reward_loop_workers[0])
+    streamed = []
+    before = reward_workers()
+
+    def kill_all() -> None:
+        asked = len(slow.stub.requests)
+        streamed.append(agent_loop.remote(worker, slow.rows("another is killed")))
+        slow.stub.wait_for(lambda stub: len(stub.requests) > asked)
+        for process in before:
+            process.kill()
+
+    rows, _seconds = while_scoring(slow, "a worker is killed", kill_all)
+    assert is_right(rows), rows
+    assert [answer["reward_score"] for answer in ray.get(streamed[0], timeout=120)] == [1.0] * N
+    assert len(before) == 2
+    assert not before & reward_workers()
+
+
+def reward_workers() -> set[psutil.Process]:
+    """This cluster's."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("RewardLoopWorker" in part for part in process.cmdline()):
+                found.add(process)
+    return found
+
+
+def test_a_damaged_cache_costs_no_response(loop: Loop) -> None:
+    assert is_right(loop.score("plain")["plain"])
+    files = [path for path in loop.cache.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(b"damaged" * 100)
+    assert is_right(loop.score("the cache is damaged")["the cache is damaged"])

@@ -6,8 +6,6 @@ The one reward worker has a clock that jumps by hours and a disk without room; a
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -174,7 +172,7 @@ def test_what_a_worker_raises_fails_the_response_and_is_named(
     from verl_rlkd.integration.reward_workers import RewardWorker
 
     handle = RewardWorker(loop.manager.reward_loop_workers[0])
-    broken = row(tiny_policy, GOOD, LATER[41], "4", True)
+    broken = row(tiny_policy, GOOD, LATER[31], "4", True)
     broken.non_tensor_batch["extra_info"][0] = {"domain": "astrology"}
     failed = asyncio.run(handle.compute_score.remote(broken))["reward_extra_info"]
     assert failed == Components(failed=1.0, worker_failed=1.0).as_extra_info()
@@ -195,13 +193,13 @@ def test_a_worker_that_cannot_start_again_fails_responses_and_stops_a_colocated_
     trainer = trainer_of("sync", tiny_policy, folder, stub)
     trainer.reward_loop_manager = loop.manager
     (worker,) = reward_workers()
-    os.kill(worker, signal.SIGKILL)
+    worker.kill()
     (folder / "record").rename(folder / "away")
     (folder / "record").write_text("in the way of the folder that a worker makes when it starts")
 
     # Streaming, as verl's agent loop calls a worker: a failed response in training, verl's own failure in validation.
     (handle,) = trainer.get_reward_handles()
-    training, validation = (row(tiny_policy, GOOD, LATER[40], "4", training) for training in (True, False))
+    training, validation = (row(tiny_policy, GOOD, LATER[30], "4", training) for training in (True, False))
     started = time.monotonic()
     failed = asyncio.run(handle.compute_score.remote(training))
     expected = Components(failed=1.0, worker_failed=1.0).as_extra_info()

@@ -7,14 +7,10 @@ their groups without a trace in the log, and the async modes throw their groups 
 from __future__ import annotations
 
 import logging
-import pickle
-import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import ray
 import wrapt
-from omegaconf import DictConfig
 from ray.exceptions import RayError
 from verl import DataProto
 from verl.experimental.reward_loop import RewardLoopManager, RewardLoopWorker
@@ -65,33 +61,29 @@ def cause(error: RayError) -> str:
     return " ".join(str(error if raised is None else f"{type(raised).__name__}: {raised}").split())[:_CAUSE_CHARS]
 
 
-class RestartedRewardLoopWorker(RewardLoopWorker):
-    """verl's worker, with a configuration that Ray keeps for as long as it may have to start it again.
+class _Restarting:
+    """verl's worker class, as an actor that Ray starts again.
 
-    Ray does not promise that for arguments of 100 KiB and more, and verl's configuration is of that size.
+    A restart repeats the creation, arguments included. Ray keeps no large argument for that, so the configuration is
+    put into its object store here, and stays there as long as this object does.
     """
 
-    def __init__(self, config: bytes, reward_router_address: str | None = None) -> None:
-        super().__init__(pickle.loads(zlib.decompress(config)), reward_router_address)
+    def __init__(self, config: Any) -> None:
+        # A retried task goes to the restarted worker with the same arguments, so no response is lost.
+        self._actor = ray.remote(max_restarts=-1, max_task_retries=ATTEMPTS - 1)(RewardLoopWorker)
+        self._config = ray.put(config)
+        self._options: dict[str, Any] = {}
 
-
-class _Workers:
-    """The class of Ray actors as verl uses it, ``.options(...).remote(config, router_address)``."""
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def options(self, **options: Any) -> _Restarting:
         self._options = options
+        return self
 
-    def options(self, **options: Any) -> _Workers:
-        return _Workers({**self._options, **options})
-
-    def remote(self, config: DictConfig, reward_router_address: str | None) -> Any:
-        packed = zlib.compress(pickle.dumps(config))
-        return ray.remote(RestartedRewardLoopWorker).options(**self._options).remote(packed, reward_router_address)
+    def remote(self, _config: Any, *arguments: Any) -> Any:
+        return self._actor.options(**self._options).remote(self._config, *arguments)
 
 
 @wrapt.patch_function_wrapper(RewardLoopManager, "_init_reward_loop_workers")
 def _restart_workers(wrapped: Any, instance: RewardLoopManager, args: Any, kwargs: Any) -> None:
     if uses_rlkd(instance.config):
-        # A retried task goes to the restarted worker with the same arguments, so no response is lost.
-        instance.reward_loop_workers_class = _Workers({"max_restarts": -1, "max_task_retries": ATTEMPTS - 1})
+        instance.reward_loop_workers_class = _Restarting(instance.config)
     wrapped(*args, **kwargs)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from verl_rlkd.evaluation.diversity import clusters, distinct_first_steps, distinct_paths, same_path
+from verl_rlkd.evaluation.diversity import clusters, distinct_first_steps, paths
+from verl_rlkd.gsrm.matchers import ExactMatcher
 from verl_rlkd.types import Step, Structure
 
 
@@ -12,23 +15,23 @@ def path(*plans: str) -> Structure:
     return Structure(tuple(Step(plan, f"about {number}", None) for number, plan in enumerate(plans)))
 
 
+def count(*structures: Structure) -> int:
+    return len(asyncio.run(paths(structures, ExactMatcher())))
+
+
 def test_paths_are_the_same_by_their_plans() -> None:
-    assert same_path(path("Add", "Halve"), Structure((Step("add.", None, "7"), Step("HALVE", None, None))))
-    assert not same_path(path("Add", "Halve"), path("Add"))
-    assert not same_path(path("Add", "Halve"), path("Halve", "Add"))
-    assert same_path(path(), path())
-
-
-def test_distinct_paths() -> None:
-    assert distinct_paths([path("a"), path("b"), path("a"), path("A.")]) == 0.5
-    assert distinct_paths([path("a")]) == 1.0
-    assert distinct_paths([path("a"), path("b")], lambda first, second: True) == 0.5
-    with pytest.raises(ValueError, match="no structure"):
-        distinct_paths([])
+    assert count(path("Add", "Halve"), Structure((Step("add.", None, "7"), Step("HALVE", None, None)))) == 1
+    assert count(path("Add", "Halve"), path("Add")) == 2
+    assert count(path("Add", "Halve"), path("Halve", "Add")) == 2
+    assert count(path("a"), path("b"), path("a"), path("A.")) == 2
+    assert count() == 0
 
 
 def test_clusters_keep_everything() -> None:
-    assert clusters([1, 2, 3, 4, 5], lambda a, b: a % 2 == b % 2) == [[1, 3, 5], [2, 4]]
+    async def same(first: int, second: int) -> bool:
+        return first % 2 == second % 2
+
+    assert asyncio.run(clusters([1, 2, 3, 4, 5], same)) == [[1, 3, 5], [2, 4]]
 
 
 def test_distinct_first_steps_are_averaged_over_problems() -> None:

@@ -11,6 +11,7 @@ from verl_rlkd.commands.data_inspect import inspect
 from verl_rlkd.commands.data_prepare import prepare
 from verl_rlkd.commands.data_structure import structure
 from verl_rlkd.commands.data_validate import validate
+from verl_rlkd.commands.diversity import diversity
 from verl_rlkd.commands.doctor import doctor
 from verl_rlkd.commands.eval import compare, evaluate
 from verl_rlkd.commands.experiment import experiment
@@ -46,6 +47,7 @@ app.command("doctor")(doctor)
 app.command("score")(score)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
+app.command("diversity")(diversity)
 app.command("experiment")(experiment)
 app.command("report")(report)
 app.command("watch")(watch)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TypeVar
 
-from verl_rlkd.matching import normalise
-from verl_rlkd.types import Structure
+from verl_rlkd.matching import Matcher, normalise
+from verl_rlkd.types import Step, Structure
 
 T = TypeVar("T")
 
 
-def clusters(items: Sequence[T], same: Callable[[T, T], bool]) -> list[list[T]]:
+async def clusters(items: Sequence[T], same: Callable[[T, T], Awaitable[bool]]) -> list[list[T]]:
     """Groups of items that are the same as the first of their group; the number of groups is that of different items.
 
     Args:
@@ -21,28 +21,28 @@ def clusters(items: Sequence[T], same: Callable[[T, T], bool]) -> list[list[T]]:
     """
     found: list[list[T]] = []
     for item in items:
-        home = next((group for group in found if same(group[0], item)), None)
-        if home is None:
-            found.append([item])
+        for group in found:
+            if await same(group[0], item):
+                group.append(item)
+                break
         else:
-            home.append(item)
+            found.append([item])
     return found
 
 
-def same_path(first: Structure, second: Structure) -> bool:
-    """Whether two structures take the same steps: equal meta-reasoning, once normalised, from first to last."""
-    return _plans(first) == _plans(second)
+async def paths(structures: Sequence[Structure], matcher: Matcher) -> list[list[Structure]]:
+    """The different solution paths: structures whose meta-reasoning matches, from the first step to the last.
 
-
-def distinct_paths(structures: Sequence[Structure], same: Callable[[Structure, Structure], bool] = same_path) -> float:
-    """Different paths / structures, in (0, 1]; structures without steps are one path.
-
-    Raises:
-        ValueError: No structure.
+    Sub-problems and answers do not count: a slip of calculation on the way is no other way.
     """
-    if not structures:
-        raise ValueError("no structure to compare")
-    return len(clusters(structures, same)) / len(structures)
+
+    async def same(first: Structure, second: Structure) -> bool:
+        if len(first.steps) != len(second.steps):
+            return False
+        verdicts = await matcher.match(_plan(second), _plan(first))
+        return len(verdicts) == len(first.steps) and all(verdict.meta_reasoning for verdict in verdicts)
+
+    return await clusters(structures, same)
 
 
 def distinct_first_steps(problems: Mapping[str, Sequence[Structure]]) -> float | None:
@@ -58,5 +58,5 @@ def distinct_first_steps(problems: Mapping[str, Sequence[Structure]]) -> float |
     return fmean(shares) if shares else None
 
 
-def _plans(structure: Structure) -> list[str]:
-    return [normalise(step.meta_reasoning) for step in structure.steps]
+def _plan(structure: Structure) -> Structure:
+    return Structure(tuple(Step(step.meta_reasoning, None, None) for step in structure.steps))

@@ -20,19 +20,24 @@ def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of runs; those whose names differ in a seed's number only are shown as one, with their range"
+            help="Folders of runs or experiments; runs whose names differ in a seed's number only are shown as one, "
+            "with their range."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
 ) -> None:
-    """Make one HTML page of runs: curves, pass@k, times, alarms, settings, rollouts beside their teachers."""
+    """Make one HTML page of runs and experiments: results, curves, alarms, settings, rollouts beside their teachers."""
+    from verl_rlkd.report.experiments import is_experiment, read_experiment
     from verl_rlkd.report.run_page import write_run_page
     from verl_rlkd.report.runs import find_runs
 
-    runs = find_runs(folders)
+    experiments = [read_experiment(folder) for folder in folders if is_experiment(folder)]
+    runs = find_runs(
+        [path for one in experiments for path in one.runs()] + [path for path in folders if not is_experiment(path)]
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_run_page(out, runs)
-    typer.echo(f"{out}: {len(runs)} runs, {out.stat().st_size / 2**20:.1f} MiB")
+    write_run_page(out, runs, experiments)
+    typer.echo(f"{out}: {len(runs)} runs, {out.stat().st_size / 1e6:.1f} MB")
 
 
 def watch(
@@ -63,8 +68,8 @@ def _view(run: Run, width: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    from verl_rlkd.report.collection import ALARM, HEALTH
     from verl_rlkd.report.plots import Curve, terminal_curves
-    from verl_rlkd.report.run_page import ALARM
     from verl_rlkd.report.runs import COMPONENTS
 
     steps = run.steps()
@@ -84,7 +89,7 @@ def _view(run: Run, width: int) -> RenderableType:
         ]
         shown.append(Text.from_ansi(terminal_curves(curves, title=run.name, width=min(width, 100))))
     last = steps[max(steps)] if steps else {}
-    fired = [key.removeprefix("rlkd/health/").removesuffix(ALARM) for key in last if key.endswith(ALARM) and last[key]]
+    fired = [key.removeprefix(HEALTH).removesuffix(ALARM) for key in last if key.endswith(ALARM) and last[key]]
     if fired:
         shown.append(Text(f"alarms: {', '.join(fired)}; docs/health.md says what to do", style="red"))
     return Group(*shown)

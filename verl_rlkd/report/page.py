@@ -32,6 +32,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     heading: str = ""
     note: str = ""
+    folded: str = ""
+    """What stands for it until it is opened; "" = it is open."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,13 @@ def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "") 
 
 def write_page(path: Path, title: str, sections: Sequence[Section], *, subtitle: str = "") -> None:
     """Write the page to ``path``, whole or not at all."""
+    save_page(path, render_page(title, sections, subtitle=subtitle))
+
+
+def save_page(path: Path, page: str) -> None:
+    """Write a page that is rendered to ``path``, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(render_page(title, sections, subtitle=subtitle), encoding="utf-8")
+    partial.write_text(page, encoding="utf-8")
     partial.replace(path)
 
 

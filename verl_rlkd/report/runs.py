@@ -11,7 +11,6 @@ Only metrics.jsonl must be there. A line that is being written is left out.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,21 +52,25 @@ class Run:
         """Steps with a dump of validation, ascending."""
         return _numbers(self.folder / "validation")
 
-    def validation_counts(self, step: int) -> list[tuple[int, int]]:
-        """(samples, right) of each problem, in the order of their texts."""
+    def validation_counts(self, step: int) -> dict[str, tuple[int, int]]:
+        """Problem -> (samples, right)."""
         found: dict[str, list[float]] = {}
         for row in json_lines(self.folder / "validation" / f"{step}.jsonl"):
             found.setdefault(row["input"], []).append(row["acc"])
-        return [(len(rights), round(sum(rights))) for _, rights in sorted(found.items())]
+        return {problem: (len(rights), round(sum(rights))) for problem, rights in sorted(found.items())}
 
     def rollout_steps(self) -> list[int]:
         """Steps with a dump of rollouts, ascending."""
         return _numbers(self.folder / "rollouts")
 
-    def rollouts(self, step: int) -> list[Rollout]:
-        """A step's responses, with structures and verdicts where they were recorded."""
-        recorded = self._recorded
-        return [_rollout(row, step, recorded.get(row["output"], [])) for row in self._rows("rollouts", step)]
+    def rollouts(self, steps: Iterable[int]) -> dict[int, list[Rollout]]:
+        """Step -> its responses, with structures and verdicts where they were recorded."""
+        rows = {step: list(json_lines(self.folder / "rollouts" / f"{step}.jsonl")) for step in steps}
+        recorded = self._recorded({row["output"] for of_one in rows.values() for row in of_one})
+        return {
+            step: [_rollout(row, step, recorded.get(row["output"], [])) for row in of_one]
+            for step, of_one in rows.items()
+        }
 
     def settings(self) -> dict[str, str]:
         """Dotted name -> value; empty where verl's configuration was not kept."""
@@ -76,16 +79,14 @@ class Run:
         path = self.folder / "hydra" / "config.yaml"
         return dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8")))) if path.exists() else {}
 
-    def _rows(self, kind: str, step: int) -> list[dict[str, Any]]:
-        return list(json_lines(self.folder / kind / f"{step}.jsonl"))
-
-    @functools.cached_property
-    def _recorded(self) -> dict[str, list[dict[str, Any]]]:
+    def _recorded(self, responses: set[str]) -> dict[str, list[dict[str, Any]]]:
+        """Response -> what was recorded of it; the record of a long run does not fit into memory."""
         found: dict[str, list[dict[str, Any]]] = {}
         for path in sorted((self.folder / "record").glob("*.jsonl")):
             for line in json_lines(path):
-                if line["training"]:
-                    found.setdefault(line["response"], []).append(line)
+                if line["training"] and line["response"] in responses:
+                    kept = {name: line[name] for name in ("problem", "teacher", "student", "verdicts")}
+                    found.setdefault(line["response"], []).append(kept)
         return found
 
 
@@ -113,6 +114,8 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     """
     runs = []
     for given in folders:
+        if not given.is_dir():
+            raise DataError(f"{given} is no folder; give that of a run or of an experiment")
         folder = given if (given / "metrics.jsonl").exists() else given / "run"
         if not (folder / "metrics.jsonl").exists():
             raise DataError(

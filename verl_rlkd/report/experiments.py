@@ -1,0 +1,230 @@
+"""What ``verl-rlkd experiment`` leaves behind, and its part of a page.
+
+<folder>/experiment.json                             what is compared
+<folder>/results.json                                figures of each arm, with intervals
+<folder>/<arm>_<seed>/                               a run; an SFT arm's has no metrics.jsonl
+<folder>/<arm>_<seed>/eval/structures.json           of `verl-rlkd diversity`, where it was run
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from verl_rlkd.errors import DataError
+from verl_rlkd.evaluation.intervals import bootstrap_mean
+from verl_rlkd.report.page import Plot, Prose, Section, Table
+from verl_rlkd.report.plots import Curve, Point, bars_figure, curves_figure, plane_figure, svg
+
+_INTERVALS = "95 % bootstrap intervals over problems, each problem's value averaged over the seeds"
+_PATHS = {
+    "paths": "different paths of a problem",
+    "score": "structure score",
+    "first branch": "share that takes the teacher's first branch",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A folder of an experiment."""
+
+    folder: Path
+    name: str
+    arms: Mapping[str, str]
+    """Name -> how it trains, in order."""
+    seeds: tuple[int, ...]
+    """That all arms have; empty until there are results."""
+    figures: tuple[Mapping[str, Any], ...]
+    """Of results.json; empty until there are some."""
+
+    def runs(self) -> list[Path]:
+        """Folders of the runs that have metrics, arm by arm."""
+        return [path for arm in self.arms for path in self._of(arm) if (path / "metrics.jsonl").exists()]
+
+    def passes(self) -> dict[str, dict[str, dict[int, Point]]]:
+        """Benchmark -> arm -> k -> pass@k."""
+        found: dict[str, dict[str, dict[int, Point]]] = {}
+        for one in self.figures:
+            if "k" in one:
+                arms = found.setdefault(one["benchmark"], {})
+                arms.setdefault(one["arm"], {})[one["k"]] = Point(one["mean"], one["low"], one["high"])
+        return found
+
+    def structures(self) -> dict[str, dict[str, dict[str, Point]]]:
+        """Figure of structures.json -> benchmark -> arm -> mean; of the seeds that all measured arms have."""
+        values: dict[str, dict[int, dict[str, Any]]] = {}
+        for arm in self.arms:
+            for folder in self._of(arm):
+                path = folder / "eval" / "structures.json"
+                if path.exists():
+                    told = _read(path)["benchmarks"]
+                    values.setdefault(arm, {})[_seed(folder)] = {one["name"]: one["problems"] for one in told}
+        seeds = set.intersection(*(set(of_arm) for of_arm in values.values())) if values else set()
+        found: dict[str, dict[str, dict[str, Point]]] = {}
+        for arm in values if seeds else ():
+            runs = [values[arm][seed] for seed in sorted(seeds)]
+            for benchmark in runs[0]:
+                for name in _PATHS:
+                    means = _over_seeds([run[benchmark] for run in runs], name.replace(" ", "_"))
+                    if means:
+                        of_all = bootstrap_mean(means)
+                        arms = found.setdefault(name, {}).setdefault(benchmark, {})
+                        arms[arm] = Point(of_all.mean, of_all.low, of_all.high)
+        return found
+
+    def _of(self, arm: str) -> list[Path]:
+        """The arm's folders by seed; another arm's name may begin like this one's."""
+        found = [path for path in self.folder.glob(f"{arm}_*") if path.name.removeprefix(f"{arm}_").isdigit()]
+        return sorted(found, key=_seed)
+
+
+def is_experiment(folder: Path) -> bool:
+    """Whether ``folder`` is an experiment's."""
+    return (folder / "experiment.json").exists()
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The experiment in ``folder``; it may still be running.
+
+    Raises:
+        DataError: A file is no JSON, or not what ``verl-rlkd experiment`` writes.
+    """
+    plan = _read(folder / "experiment.json")
+    results = _read(folder / "results.json") if (folder / "results.json").exists() else {"seeds": [], "figures": []}
+    try:
+        return Experiment(
+            folder=folder,
+            name=plan["name"],
+            arms={arm["name"]: _trained(arm) for arm in plan["arms"]},
+            seeds=tuple(results["seeds"]),
+            figures=tuple(results["figures"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder}: experiment.json or results.json lacks {error}; run `verl-rlkd experiment` into it again"
+        ) from None
+
+
+def experiment_sections(experiment: Experiment) -> list[Section]:
+    """Results first, then what was compared."""
+    heading = f"Experiment: {experiment.name}"
+    arms = Table(["arm", "trained with"], [*experiment.arms.items()])
+    if not experiment.figures:
+        return [Prose("It has no results yet: no seed is measured for all arms.", heading), arms]
+    passes = experiment.passes()
+    seeds = f"{len(experiment.seeds)} seeds ({', '.join(map(str, experiment.seeds))})"
+    sections: list[Section] = [Prose(f"{seeds} of each arm. {_INTERVALS}.", heading)]
+    for benchmark, of_arms in passes.items():
+        curves = [_pass_curve(arm, points) for arm, points in of_arms.items()]
+        figure = curves_figure(curves, title=f"pass@k on {benchmark}", x_label="k", y_label="share solved")
+        sections.append(_plot(experiment, figure, f"passes {benchmark}"))
+    if passes:
+        sections += _shift(experiment, passes) + _frontiers(experiment, passes)
+    sections += [_results(experiment.figures), arms]
+    return sections + _structures(experiment)
+
+
+def _pass_curve(arm: str, points: Mapping[int, Point]) -> Curve:
+    ks = sorted(points)
+    shown = [points[k] for k in ks]
+    return Curve(arm, ks, [one.mean for one in shown], [one.low for one in shown], [one.high for one in shown])
+
+
+def _shift(experiment: Experiment, passes: Mapping[str, Mapping[str, Mapping[int, Point]]]) -> list[Section]:
+    """The arms on each benchmark, side by side, for the fewest and the most samples."""
+    if len(passes) < 2:
+        return []
+    sections: list[Section] = []
+    for k in _ends(passes):
+        groups = {
+            benchmark: {arm: points[k] for arm, points in of_arms.items() if k in points}
+            for benchmark, of_arms in passes.items()
+        }
+        figure = bars_figure(groups, title=f"pass@{k} in domain and shifted", y_label="share solved")
+        sections.append(_plot(experiment, figure, f"shift {k}"))
+    return sections
+
+
+def _frontiers(experiment: Experiment, passes: Mapping[str, Mapping[str, Mapping[int, Point]]]) -> list[Section]:
+    """pass@1 against pass@n, an arm a point; arms that differ in a number are joined in its order."""
+    few, many = _ends(passes)
+    numbers = {arm: re.search(r"[\d.]+$", arm) for arm in experiment.arms}
+    joined = all(numbers.values())
+    ordered = sorted(numbers, key=lambda arm: float(numbers[arm][0])) if joined else [*numbers]  # type: ignore[index]
+    sections: list[Section] = []
+    for benchmark, of_arms in passes.items() if few != many else ():
+        shown = {
+            arm: (of_arms[arm][few], of_arms[arm][many])
+            for arm in ordered
+            if arm in of_arms and {few, many} <= of_arms[arm].keys()
+        }
+        figure = plane_figure(
+            shown, title=f"pass@{few} against pass@{many} on {benchmark}", x_label=f"pass@{few}",
+            y_label=f"pass@{many}", joined=joined,
+        )  # fmt: skip
+        sections.append(_plot(experiment, figure, f"frontier {benchmark}"))
+    return sections
+
+
+def _ends(passes: Mapping[str, Mapping[str, Mapping[int, Point]]]) -> list[int]:
+    """The fewest and the most samples that pass@k was measured for."""
+    ks = sorted({k for of_arms in passes.values() for points in of_arms.values() for k in points})
+    return [ks[0], ks[-1]]
+
+
+def _structures(experiment: Experiment) -> list[Section]:
+    sections: list[Section] = []
+    for name, groups in experiment.structures().items():
+        figure = bars_figure(groups, title=_PATHS[name], y_label=name)
+        heading = "" if sections else "Structures of the samples"
+        sections.append(_plot(experiment, figure, f"structures {name}", heading))
+    return sections
+
+
+def _results(figures: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    for one in figures:
+        apart = one["difference"]
+        interval = f"{one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+        difference = f"{apart['mean']:+.3f} [{apart['low']:+.3f}, {apart['high']:+.3f}]"
+        each = " ".join(f"{value:.3f}" for value in one["seeds"])
+        rows.append([one["arm"], one["benchmark"], _named(one), interval, each, difference, f"{one['p']:.4f}"])
+    columns = ["arm", "held out", "", "mean and 95 % interval", "each seed", "against the first arm", "p"]
+    return Table(columns, rows, note="p: paired over problems, two-sided, by flipping signs")
+
+
+def _named(figure: Mapping[str, Any]) -> str:
+    return f"pass@{figure['k']}" if "k" in figure else str(figure.get("figure", ""))
+
+
+def _plot(experiment: Experiment, figure: Any, name: str, heading: str = "") -> Plot:
+    return Plot(svg(figure, f"{experiment.folder} {name}"), heading=heading)
+
+
+def _trained(arm: Mapping[str, Any]) -> str:
+    return "SFT on the teachers' traces" if arm.get("sft") else " ".join(arm.get("overrides", ())) or "the recipe"
+
+
+def _over_seeds(runs: Sequence[Mapping[str, Mapping[str, Any]]], name: str) -> list[float]:
+    """A problem's value averaged over the seeds, of the problems that have one in all."""
+    problems = [problem for problem in runs[0] if all(run.get(problem, {}).get(name) is not None for run in runs)]
+    return [fmean(run[problem][name] for run in runs) for problem in problems]
+
+
+def _seed(path: Path) -> int:
+    return int(path.name.rpartition("_")[2])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}); run `verl-rlkd experiment` into its folder again") from None
+    if not isinstance(told, dict):
+        raise DataError(f"{path} holds no object; run `verl-rlkd experiment` into its folder again")
+    return told

@@ -24,7 +24,9 @@ COMPONENTS = """\
 
 Means over the responses of a step as `rlkd/<name>/mean`, in validation as `val/rlkd/<name>/mean`; per response as
 `rlkd/<name>` in the files of `trainer.rollout_data_dir`. `acc` in these files is verl's name for accuracy. Beside them:
-`rlkd/dropped_responses/sum`, `rlkd/dropped_groups/sum` and `rlkd/failure_share/mean` (of the last 512 responses)."""
+`rlkd/dropped_responses/sum`, `rlkd/dropped_groups/sum`, `rlkd/failure_share/mean` (of the last 512 responses), and
+`rlkd/certain/share` and `rlkd/reused/share` (of all pairs compared). With early exit `rlkd/student_steps/mean` is a
+lower bound: `rlkd/left_early/mean` is the share of structures that were not finished."""
 
 
 def main() -> None:

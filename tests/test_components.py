@@ -33,6 +33,14 @@ def test_means_leave_out_rows_in_which_a_component_had_no_part() -> None:
     assert means["rlkd/accuracy_missing/mean"] == 0.25
 
 
+def test_the_share_of_pairs_that_cost_no_judgement_is_logged() -> None:
+    # Of 8 + 2 pairs 3 + 2 are certain and 1 was judged before: a mean of the rows' shares would be 11 / 16.
+    rows = [Components(compared=8, certain=3, reused=1), Components(compared=2, certain=2)]
+    means = component_means([row.as_extra_info() for row in rows])
+    assert (means["rlkd/certain/share"], means["rlkd/reused/share"]) == (0.5, 0.1)
+    assert "rlkd/certain/share" not in component_means([Components(no_think_end=1.0).as_extra_info()])
+
+
 def test_a_component_without_rows_is_left_out() -> None:
     means = component_means([Components(structure_missing=1.0).as_extra_info()])
     assert "rlkd/structure/mean" not in means

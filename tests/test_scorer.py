@@ -12,7 +12,7 @@ import pytest
 from stub_server import StubServer
 
 from verl_rlkd.accuracy import Grade
-from verl_rlkd.config import RetryConfig, RlkdConfig
+from verl_rlkd.config import GeneratorConfig, RetryConfig, RlkdConfig
 from verl_rlkd.errors import GeneratorError, MatcherError
 from verl_rlkd.gsrm.client import ChatClient
 from verl_rlkd.gsrm.connection import connect
@@ -89,6 +89,15 @@ def test_a_mismatch_exits_and_halves_nothing_before_it() -> None:
     assert scored.components.matched_share == 0.5
 
 
+def test_a_number_of_steps_that_early_exit_cut_short_is_marked_as_a_lower_bound() -> None:
+    request = replace(REQUEST, problem="JUDGE_SAYS_NO")
+    for early_exit in (True, False):
+        config = RlkdConfig(generator=GeneratorConfig(early_exit=early_exit))
+        parts = score(request, config).components
+        assert (parts.student_steps, parts.left_early) == ((1.0, 1.0) if early_exit else (2.0, 0.0))
+        assert parts.exit_step == 1.0
+
+
 def test_a_failed_structure_in_validation_is_left_out_of_the_score() -> None:
     scored = score(
         replace(REQUEST, problem="HANG_GENERATOR", training=False), RlkdConfig(retry=RetryConfig(deadline_s=0.3))
@@ -148,6 +157,15 @@ def test_workers_share_one_limit_and_the_deadline_of_those_who_wait_does_not_run
         seconds = score_many(stub, different(48), config, workers=4)
         assert max(seconds) > config.retry.deadline_s
         assert stub.most_in_flight <= 4
+
+
+def test_judgements_have_room_while_every_structure_is_still_written() -> None:
+    responses = [f"<think>\nJUDGE_SAYS_NO {n}\n</think>\n<answer>\n4\n</answer>" for n in range(3)]
+    # Of 4, 3 are structures: all of them are busy with step 2 when step 1 is judged.
+    with StubServer(latency_s=lambda payload: 5.0 if "prompt" in payload else 0.0) as stub:
+        seconds = score_many(stub, [replace(REQUEST, response=one) for one in responses], RlkdConfig(max_in_flight=4))
+        assert len(stub.continuations) == 3
+    assert max(seconds) < 5.0
 
 
 def test_one_long_response_does_not_hold_up_the_others() -> None:

@@ -140,6 +140,7 @@ def component_means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
     Returns:
         A component that took part in no row is left out. ``exit_step`` is averaged over the rows that exited.
+        ``rlkd/certain/share`` and ``rlkd/reused/share`` are shares of all pairs compared.
     """
     rows = list(rows)
     means: dict[str, float] = {}
@@ -148,6 +149,8 @@ def component_means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
         if taking_part:
             values = [row[PREFIX + field.name] for row in taking_part]
             means[f"{PREFIX}{field.name}/mean"] = sum(values) / len(values)
+    if compared := means.get(f"{PREFIX}compared/mean"):
+        means |= {f"{PREFIX}{name}/share": means[f"{PREFIX}{name}/mean"] / compared for name in ("certain", "reused")}
     return means
 
 

@@ -10,7 +10,7 @@ export VLLM_CPU_KVCACHE_SPACE := 1
 # torch.compile would need a C++ compiler, and costs more than it saves at this size.
 export TORCHDYNAMO_DISABLE := 1
 
-.PHONY: venv demo demo-real report test lint docs example clean-demo
+.PHONY: venv browser demo demo-real report test lint docs example clean-demo
 
 venv: $(VENV)/.installed  ## The whole CPU stack in .venv
 
@@ -29,7 +29,12 @@ demo-real: venv  ## RLKD on the CPU with SmolLM2-135M on real traces: 3 steps
 report: demo  ## The demo, and a page about it
 	$(BIN)/verl-rlkd report $(DEMO) --out $(DEMO)/report.html
 
-test: lint  ## Lint, then every test
+browser:  ## Chromium, for the tests of pages: what is on PATH, or Debian's
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		( s=$$([ $$(id -u) = 0 ] || echo sudo -n); $$s apt-get update -qq && $$s apt-get install -y -qq chromium ) || \
+		( echo "no Chromium, which the tests of pages need: put chromium or google-chrome on PATH" >&2; false )
+
+test: lint browser  ## Lint, then every test
 	$(BIN)/python -m pytest
 
 lint: venv

@@ -11,6 +11,8 @@ from verl_rlkd.components import Components
 TEACHER = [["Read the numbers", "Which?", "2 and 3"], ["Add them", "What is 2 + 3?", "5"]]
 STUDENT = [["Read the numbers", "Which?", "2 and 3"], ["Multiply", "What is 2 * 3?", "<6>"]]
 
+FOLLOWED = Components(accuracy=1.0, matched_share=1.0).as_extra_info()
+
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +37,9 @@ def make_run(folder: Path, *, seed: int = 1, steps: int = 4, rise: float = 0.1, 
             "input": "user: 2 and 3?", "output": f"<think>{step}</think>", "gts": "5", "score": 0.4, "step": step,
             **parts,
         }  # fmt: skip
-        lines(folder / "rollouts" / f"{step}.jsonl", [row, {**row, "output": "never recorded", "score": 1.0}])
+        lines(
+            folder / "rollouts" / f"{step}.jsonl", [row, {**row, **FOLLOWED, "output": "never recorded", "score": 1.0}]
+        )
     verdicts = [[True, True, True], [False, None, None]]
     said = {"problem": "2 and 3?", "training": True, "teacher": TEACHER, "student": STUDENT, "verdicts": verdicts}
     other = {**said, "problem": "another", "student": None}

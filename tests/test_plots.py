@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -11,10 +12,13 @@ from verl_rlkd.report.plots import (
     COLOURS,
     Curve,
     Point,
+    bars_figure,
     counts_figure,
     curves_figure,
+    plane_figure,
     points_figure,
     save_figure,
+    stack_figure,
     svg,
     terminal_curves,
 )
@@ -57,3 +61,41 @@ def test_counts_are_bars_of_shares() -> None:
     figure = counts_figure({"written": [2, 2, 3, 4], "reference": [2]}, title="steps", x_label="steps of a structure")
     heights = [bar.get_height() for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
     assert heights == [0.5, 0.25, 0.25, 1.0]
+
+
+def test_bars_of_a_group_stand_beside_those_of_the_next() -> None:
+    point = Point(0.5, 0.4, 0.7)
+    figure = bars_figure({"val": {"grpo": point, "rlkd": point}, "shifted": {"rlkd": point}}, title="t", y_label="y")
+    bars = [(round(bar.get_x() + bar.get_width() / 2, 6), bar.get_height()) for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
+    assert bars == [(-0.2, 0.5), (0.8, 0.5), (1.2, 0.5)]
+
+
+def test_more_curves_than_colours_are_told_apart() -> None:
+    curves = [Curve(f"run {number}", [0, 1], [number, number]) for number in range(9)]
+    lines = curves_figure(curves, title="t", x_label="x", y_label="y").axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9
+
+
+def drawn(line: Any) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+
+
+def test_events_are_marked_on_the_axis() -> None:
+    events = {"alarm: collapse": [3.0, 7.0], "alarm: length": [3.0]}
+    figure = curves_figure(CURVES, title="t", x_label="step", y_label="mean", events=events)
+    collapse, length = figure.axes[0].lines[-2:]
+    assert [x for x, _ in drawn(collapse)] == [3.0, 7.0]
+    assert [x for x, _ in drawn(length)] == [3.0]
+    assert collapse.get_marker() != length.get_marker()
+
+
+def test_areas_reach_from_nothing_to_everything() -> None:
+    figure: Any = stack_figure([1, 2], {"at step 1": [0.25, 0.5], "never": [0.75, 0.5]}, title="t", x_label="step")
+    assert [area.get_paths()[0].vertices[:, 1].max() for area in figure.axes[0].collections] == [0.5, 1.0]
+
+
+def test_a_frontier_is_joined_in_the_order_given() -> None:
+    points = {name: (Point(x, x, x), Point(y, y, y)) for name, x, y in (("b", 0.3, 0.4), ("a", 0.1, 0.6))}
+    for joined in (True, False):
+        first, *_ = plane_figure(points, title="t", x_label="x", y_label="y", joined=joined).axes[0].lines
+        assert (drawn(first) == [(0.3, 0.4), (0.1, 0.6)]) == joined

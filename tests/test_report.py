@@ -96,7 +96,7 @@ def test_a_rollout_shows_problem_teacher_and_student_with_verdicts_and_every_com
     for field in fields(Components):
         assert f"{field.name} " in first, field.name
     filters = [part.split('"')[0] for part in browser.split('data-fact="')[1:]]
-    assert filters == ["step", "score"]  # run, exit and accuracy are the same for all
+    assert filters == ["step", "score", "exit", "accuracy"]  # there is one run only
 
 
 def test_an_experiment_is_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

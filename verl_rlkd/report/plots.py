@@ -100,7 +100,7 @@ def points_figure(groups: Mapping[str, Mapping[str, Point]], *, title: str, x_la
         x_label: Below it.
     """
     names = list(dict.fromkeys(name for points in groups.values() for name in points))
-    figure, axes = _figure(title, x_label, "", height=1.6 + 0.35 * len(names))
+    figure, axes = _figure(title, x_label, "", height=1.4 + 0.3 * len(names))
     for number, ((group, points), (colour, _)) in enumerate(zip(groups.items(), _styles(), strict=False)):
         shift = 0.5 * ((number + 0.5) / len(groups) - 0.5)
         shown = [(names.index(name) + shift, point) for name, point in points.items()]
@@ -146,8 +146,8 @@ def bars_figure(groups: Mapping[str, Mapping[str, Point]], *, title: str, y_labe
         shown = points.values()
         errors = [[p.mean - p.low for p in shown], [p.high - p.mean for p in shown]]
         axes.bar(
-            places, [p.mean for p in shown], width=0.9 * width, yerr=errors, color=colour, label=group, capsize=3,
-            error_kw={"elinewidth": 1},
+            places, [p.mean for p in shown], width=0.9 * width, yerr=errors if any(map(any, errors)) else None,
+            color=colour, label=group, capsize=3, error_kw={"elinewidth": 1},
         )  # fmt: skip
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(bottom=0)
@@ -192,9 +192,35 @@ def stack_figure(x: Sequence[float], parts: Mapping[str, Sequence[float]], *, ti
     return figure
 
 
+def stacked_figure(
+    bars: Mapping[str, Mapping[str, float]], *, title: str, x_label: str, limit: float | None = None
+) -> Figure:
+    """One horizontal bar per name, made of its parts; parts of the same name have the same colour.
+
+    Args:
+        bars: Name -> part -> length; at most as many different parts as COLOURS.
+        title: Above the plot.
+        x_label: Below it.
+        limit: Place of a dashed vertical line that no bar should cross; None = none.
+    """
+    figure, axes = _figure(title, x_label, "", height=1.6 + 0.4 * len(bars))
+    parts = list(dict.fromkeys(part for bar in bars.values() for part in bar))
+    left = [0.0] * len(bars)
+    for part, colour in zip(parts, COLOURS, strict=False):
+        lengths = [bar.get(part, 0.0) for bar in bars.values()]
+        axes.barh(range(len(bars)), lengths, left=left, color=colour, label=part, height=0.7)
+        left = [start + length for start, length in zip(left, lengths, strict=True)]
+    if limit is not None:
+        axes.axvline(limit, color="#666666", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    _legend(axes)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write ``figure`` to ``path``; its suffix (.png, .svg, .pdf) decides the format."""
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=150)
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -233,12 +259,12 @@ def _styles() -> Iterator[tuple[str, str]]:
             yield colour, dash
 
 
-def _figure(title: str, x_label: str, y_label: str, *, height: float = 4.5) -> tuple[Figure, Any]:
+def _figure(title: str, x_label: str, y_label: str, *, height: float = 3.6) -> tuple[Figure, Any]:
     # Not pyplot: it keeps figures and picks a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, height), layout="constrained")
+    figure = Figure(figsize=(6.4, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
@@ -249,5 +275,5 @@ def _figure(title: str, x_label: str, y_label: str, *, height: float = 4.5) -> t
 
 
 def _legend(axes: Any) -> None:
-    columns = min(len(axes.get_legend_handles_labels()[1]), 5)
+    columns = min(len(axes.get_legend_handles_labels()[1]), 4)
     axes.figure.legend(frameon=False, ncols=columns, loc="outside lower center")

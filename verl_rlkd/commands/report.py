@@ -68,7 +68,7 @@ def _view(run: Run, width: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from verl_rlkd.report.collection import ALARM, HEALTH
+    from verl_rlkd.health import ALARM, PREFIX
     from verl_rlkd.report.plots import Curve, terminal_curves
     from verl_rlkd.report.runs import COMPONENTS
 
@@ -89,7 +89,7 @@ def _view(run: Run, width: int) -> RenderableType:
         ]
         shown.append(Text.from_ansi(terminal_curves(curves, title=run.name, width=min(width, 100))))
     last = steps[max(steps)] if steps else {}
-    fired = [key.removeprefix(HEALTH).removesuffix(ALARM) for key in last if key.endswith(ALARM) and last[key]]
+    fired = [key.removeprefix(PREFIX).removesuffix(ALARM) for key in last if key.endswith(ALARM) and last[key]]
     if fired:
         shown.append(Text(f"alarms: {', '.join(fired)}; docs/health.md says what to do", style="red"))
     return Group(*shown)

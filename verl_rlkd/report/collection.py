@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TypeVar
 
+from verl_rlkd.health import ALARM, PREFIX
 from verl_rlkd.report.plots import Curve
 from verl_rlkd.report.runs import Metrics, Rollout, Run
 
@@ -14,9 +15,6 @@ T = TypeVar("T")
 
 STEPS_READ = 50
 """Steps whose rollouts are read, evenly over a run, the first and the last among them."""
-HEALTH = "rlkd/health/"
-ALARM = "_alarm"
-"""How the 0/1 metrics of ``rlkd/health`` end."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Collection:
         metrics = self.steps[run.name]
         names = sorted({name for data in metrics.values() for name in data if name.endswith(ALARM)})
         return {
-            name.removeprefix(HEALTH).removesuffix(ALARM): [step for step in metrics if metrics[step].get(name)]
+            name.removeprefix(PREFIX).removesuffix(ALARM): [step for step in metrics if metrics[step].get(name)]
             for name in names
         }
 

@@ -48,7 +48,7 @@ def test_a_step_done_again_counts_once_and_a_cut_line_not_at_all(tmp_path: Path)
 
 def test_rollouts_find_the_structures_of_their_own_problem(tmp_path: Path) -> None:
     (run,) = find_runs([make_run(tmp_path / "a")])
-    known, unknown = run.rollouts([2])[2]
+    known, unknown = run.rollouts([2], with_text=[2])[2]
     assert known.student[1].answer == "<6>"
     assert [verdict.meta_reasoning for verdict in known.verdicts] == [True, False]
     assert (unknown.student, unknown.teacher, unknown.score) == ((), (), 1.0)
@@ -144,14 +144,14 @@ def test_paths_are_averaged_over_the_seeds_that_all_arms_have(tmp_path: Path) ->
 def test_a_page_of_ten_long_runs_stays_below_five_megabytes_and_says_what_it_left_out(tmp_path: Path) -> None:
     for number in range(10):
         folder = make_run(tmp_path / f"r{number}x", steps=30)
-        for step in (1, 16, 30):
+        for step in (1, 15, 30):
             path = folder / "rollouts" / f"{step}.jsonl"
             (row, _) = map(json.loads, path.read_text(encoding="utf-8").splitlines())
             lines(path, [{**row, "output": "<&> " * 5_000 + str(n)} for n in range(64)])
     write_run_page(tmp_path / "page.html", find_runs(sorted(tmp_path.glob("r*x"))))
     text = (tmp_path / "page.html").read_bytes()
     assert 0.3 * LARGEST < len(text) < 5_000_000
-    assert b"of 1920 responses of steps 1, 16, 30" in text
+    assert b"of 1920 responses of steps 1, 15, 30" in text
     assert b"characters left out ...]" in text
 
 
@@ -161,13 +161,14 @@ def test_items_are_spread_from_the_first_to_the_last() -> None:
     assert spread(range(3), 1) == [0]
 
 
-def test_the_record_of_other_steps_is_not_kept(tmp_path: Path) -> None:
+def test_of_a_long_run_fifty_steps_are_read_and_three_keep_their_texts(tmp_path: Path) -> None:
     runs = find_runs([make_run(tmp_path / "a", steps=120)])
     read = read_together(runs)
     steps = [*read.rollouts["a"]]
     assert len(steps) == 50
     assert (steps[0], steps[-1]) == (1, 120)
     assert all(of_one[0].student for of_one in read.rollouts["a"].values())
+    assert [step for step in steps if read.rollouts["a"][step][0].response] == [1, steps[24], 120]
 
 
 def test_a_bare_run_has_a_page_too(tmp_path: Path) -> None:

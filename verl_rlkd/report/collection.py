@@ -63,11 +63,16 @@ def read_together(runs: Sequence[Run]) -> Collection:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
-    return Collection(
-        groups,
-        {run.name: run.steps() for run in runs},
-        {run.name: run.rollouts(spread(dumped, STEPS_READ)) for run in runs if (dumped := run.rollout_steps())},
-    )
+    rollouts = {}
+    for run in runs:
+        if dumped := run.rollout_steps():
+            rollouts[run.name] = run.rollouts(spread(dumped, STEPS_READ), with_text=browsed_steps(dumped))
+    return Collection(groups, {run.name: run.steps() for run in runs}, rollouts)
+
+
+def browsed_steps(steps: Sequence[int]) -> list[int]:
+    """The first, the middle and the last of those that are read."""
+    return spread(spread(sorted(steps), STEPS_READ), 3)
 
 
 def over_seeds(runs: Sequence[Metrics], key: str, name: str) -> Curve | None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, which colour-blind people can tell apart."""
+SHARES = (0.0, 1.03)
+"""Range of an axis of shares, in which a line at 1 is drawn whole."""
 _DASHES = ("-", "--", ":", "-.")
 """Of the first so many lines as there are colours, the next, ..."""
 _EVENTS = "vs^DPXo*"
@@ -214,7 +216,7 @@ def stacked_figure(
         axes.axvline(limit, color="#666666", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(bars)), list(bars))
     axes.set_ylim(len(bars) - 0.5, -0.5)
-    _legend(axes)
+    figure.legend(frameon=False, ncols=4, loc="outside lower center")
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verl_rlkd.report.collection import Collection, spread
+from verl_rlkd.report.collection import Collection, browsed_steps, spread
 from verl_rlkd.report.page import Browser, Example, Panel, Prose, Section, render_page
 from verl_rlkd.report.runs import Rollout
 
@@ -14,7 +14,7 @@ SHOWN_CHARS = 8_000
 
 def rollout_browser(read: Collection, room: int) -> list[Section]:
     """As many rollouts as ``room`` bytes of the page take, evenly over runs and steps."""
-    chosen = {name: sorted({min(of), sorted(of)[len(of) // 2], max(of)}) for name, of in read.rollouts.items()}
+    chosen = {name: browsed_steps([*of_one]) for name, of_one in read.rollouts.items()}
     if not chosen:
         return []
     for browsed in BROWSED:

@@ -11,7 +11,7 @@ from verl_rlkd.evaluation.pass_at_k import pass_at_k
 from verl_rlkd.report.collection import Collection, read_together
 from verl_rlkd.report.experiments import Experiment, experiment_sections
 from verl_rlkd.report.page import Plot, Prose, Section, Table, render_page, save_page
-from verl_rlkd.report.plots import Point, curves_figure, points_figure, svg
+from verl_rlkd.report.plots import SHARES, Point, curves_figure, points_figure, svg
 from verl_rlkd.report.rollouts import rollout_browser
 from verl_rlkd.report.runs import COMPONENTS, Metrics, Run
 from verl_rlkd.report.structure_plots import structure_sections
@@ -49,7 +49,7 @@ def _training(read: Collection) -> list[Section]:
     for name, key in COMPONENTS.items():
         curves = read.curves(key, read.steps)
         if curves:
-            figure = curves_figure(curves, title=name, x_label="step", y_label="mean", y_range=(0, 1), events=events)
+            figure = curves_figure(curves, title=name, x_label="step", y_label="mean", y_range=SHARES, events=events)
             note = f"mean over the step's responses{read.seeds_note}"
             sections.append(Plot(svg(figure, name), heading="" if sections else "Training", note=note))
     return sections

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,21 @@ class Run:
         """Steps with a dump of rollouts, ascending."""
         return _numbers(self.folder / "rollouts")
 
-    def rollouts(self, steps: Iterable[int]) -> dict[int, list[Rollout]]:
-        """Step -> its responses, with structures and verdicts where they were recorded."""
-        rows = {step: list(json_lines(self.folder / "rollouts" / f"{step}.jsonl")) for step in steps}
-        recorded = self._recorded({row["output"] for of_one in rows.values() for row in of_one})
+    def rollouts(self, steps: Iterable[int], *, with_text: Collection[int]) -> dict[int, list[Rollout]]:
+        """Step -> its responses, with structures and verdicts where they were recorded.
+
+        Args:
+            steps: Those to read.
+            with_text: Those whose responses keep their text, which is most of what a long run's rollouts are.
+        """
+        found: dict[int, list[tuple[int, Rollout]]] = {}
+        for step in steps:
+            rows = json_lines(self.folder / "rollouts" / f"{step}.jsonl")
+            found[step] = [(hash(row["output"]), _rollout(row, step, step in with_text)) for row in rows]
+        recorded = self._recorded({key for of_one in found.values() for key, _ in of_one})
         return {
-            step: [_rollout(row, step, recorded.get(row["output"], [])) for row in of_one]
-            for step, of_one in rows.items()
+            step: [_with_structures(rollout, recorded.get(key, ())) for key, rollout in of_one]
+            for step, of_one in found.items()
         }
 
     def settings(self) -> dict[str, str]:
@@ -79,14 +87,15 @@ class Run:
         path = self.folder / "hydra" / "config.yaml"
         return dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8")))) if path.exists() else {}
 
-    def _recorded(self, responses: set[str]) -> dict[str, list[dict[str, Any]]]:
-        """Response -> what was recorded of it; the record of a long run does not fit into memory."""
-        found: dict[str, list[dict[str, Any]]] = {}
+    def _recorded(self, responses: Collection[int]) -> dict[int, list[dict[str, Any]]]:
+        """Hash of a response -> what was recorded of it; the record of a long run does not fit into memory."""
+        found: dict[int, list[dict[str, Any]]] = {}
         for path in sorted((self.folder / "record").glob("*.jsonl")):
             for line in json_lines(path):
-                if line["training"] and line["response"] in responses:
+                key = hash(line["response"])
+                if line["training"] and key in responses:
                     kept = {name: line[name] for name in ("problem", "teacher", "student", "verdicts")}
-                    found.setdefault(line["response"], []).append(kept)
+                    found.setdefault(key, []).append(kept)
         return found
 
 
@@ -97,6 +106,7 @@ class Rollout:
     step: int
     prompt: str
     response: str
+    """Empty where it was not read."""
     gold: str
     score: float
     components: Mapping[str, float]
@@ -153,17 +163,24 @@ def _numbers(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.jsonl") if path.stem.isdigit())
 
 
-def _rollout(row: Mapping[str, Any], step: int, recorded: Iterable[Mapping[str, Any]]) -> Rollout:
-    # The same text may have answered other problems, in other steps, with another score.
-    near = next((line for line in recorded if line["problem"] in row["input"]), None)
-    known = near or {"teacher": None, "student": None, "verdicts": []}
+def _rollout(row: Mapping[str, Any], step: int, with_text: bool) -> Rollout:
     return Rollout(
         step=step,
         prompt=row["input"],
-        response=row["output"],
+        response=row["output"] if with_text else "",
         gold=str(row.get("gts", "")),
         score=float(row["score"]),
         components={name.removeprefix("rlkd/"): value for name, value in row.items() if name.startswith("rlkd/")},
+    )
+
+
+def _with_structures(rollout: Rollout, recorded: Iterable[Mapping[str, Any]]) -> Rollout:
+    # The same text may have answered other problems, in other steps, with another score.
+    known = next((line for line in recorded if line["problem"] in rollout.prompt), None)
+    if known is None:
+        return rollout
+    return replace(
+        rollout,
         teacher=tuple(Step(*parts) for parts in known["teacher"] or ()),
         student=tuple(Step(*parts) for parts in known["student"] or ()),
         verdicts=tuple(StepVerdict(*parts) for parts in known["verdicts"]),

@@ -10,7 +10,7 @@ from verl_rlkd.evaluation.diversity import distinct_first_steps
 from verl_rlkd.evaluation.patterns import pattern_counts, pattern_distance, steps_taken
 from verl_rlkd.report.collection import Collection
 from verl_rlkd.report.page import Plot, Section
-from verl_rlkd.report.plots import Point, bars_figure, curves_figure, stack_figure, svg
+from verl_rlkd.report.plots import SHARES, Point, bars_figure, curves_figure, stack_figure, svg
 from verl_rlkd.report.runs import Rollout
 from verl_rlkd.types import Structure
 
@@ -35,7 +35,7 @@ def _diversity(read: Collection) -> list[Section]:
     if not curves:
         return []
     figure = curves_figure(
-        curves, title="different first steps of a problem / responses", x_label="step", y_label="mean", y_range=(0, 1)
+        curves, title="different first steps of a problem / responses", x_label="step", y_label="mean", y_range=SHARES
     )
     note = f"1: no two responses to a problem begin alike, by equal text{read.seeds_note}"
     return [Plot(svg(figure, "diversity"), heading="Diversity and patterns", note=note)]
@@ -68,7 +68,7 @@ def _patterns(read: Collection) -> list[Section]:
         ),
     ):  # fmt: skip
         if curves := read.curves(key, compared):
-            figure = curves_figure(curves, title=title, x_label="step", y_label="mean", y_range=(0, 1))
+            figure = curves_figure(curves, title=title, x_label="step", y_label="mean", y_range=SHARES)
             sections.append(Plot(svg(figure, title), note=note + read.seeds_note))
     return sections
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 import aiohttp
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-START_S = 60
+START_S = 120
 KEYS = {"Tab": 9, "Enter": 13, "ArrowDown": 40}
 
 

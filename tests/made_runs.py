@@ -51,37 +51,40 @@ def make_run(folder: Path, *, seed: int = 1, steps: int = 4, rise: float = 0.1, 
 
 
 def make_experiment(folder: Path, arms: dict[str, float], *, seeds: int = 2) -> Path:
-    """Two benchmarks, k of 1 and 4; an arm named sft has no metrics.
+    """Two benchmarks, pass@1, pass@4 and paths; an arm named sft has no metrics.
 
     Args:
         folder: To make.
-        arms: Name -> pass@1 in domain; shifted it is half, and pass@4 is 0.2 more.
+        arms: Name -> pass@1 in domain; shifted it is half, pass@4 is 0.2 more, and paths are 2 more.
         seeds: Runs of each arm.
     """
-    plan = [{"name": arm, "overrides": [f"weight={arm}"], "sft": arm == "sft"} for arm in arms]
+    measures: list[tuple[dict[str, Any], float]] = [
+        ({"measure": "pass@1", "k": 1}, 0.0), ({"measure": "pass@4", "k": 4}, 0.2), ({"measure": "paths"}, 2.0)
+    ]  # fmt: skip
     figures = []
     for benchmark, share in (("val", 1.0), ("shifted", 0.5)):
-        for k, more in ((1, 0.0), (4, 0.2)):
+        for measure, more in measures:
             for arm, value in arms.items():
                 at = share * value + more
-                told = {"mean": at, "low": at - 0.05, "high": at + 0.05}
                 figures.append(
                     {
-                        "arm": arm, "benchmark": benchmark, "k": k, **told, "seeds": [at] * seeds,
-                        "difference": {"mean": 0.0, "low": -0.1, "high": 0.1}, "p": 0.5,
+                        "arm": arm, "benchmark": benchmark, **measure, "mean": at, "low": at - 0.05, "high": at + 0.05,
+                        "seeds": [at] * seeds, "difference": {"mean": 0.0, "low": -0.1, "high": 0.1}, "p": 0.5,
                     }
                 )  # fmt: skip
     folder.mkdir(parents=True)
+    plan = [
+        {"name": arm, "overrides": [f"weight={arm}"], "sft": "sft" in arm, "rl": arm != "sft", "problems": None}
+        for arm in arms
+    ]
     (folder / "experiment.json").write_text(json.dumps({"name": folder.name, "arms": plan}), encoding="utf-8")
     results = {"experiment": folder.name, "seeds": list(range(1, seeds + 1)), "figures": figures}
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     for number, arm in enumerate(arms):
         for seed in range(1, seeds + 1):
             run = folder / f"{arm}_{seed}"
-            if arm != "sft":
+            if arm == "sft":
+                run.mkdir()
+            else:
                 make_run(run, seed=seed, rise=0.05 + 0.05 * number)
-            one = {"paths": 2 + number, "score": 0.5 + 0.1 * seed, "first_branch": None}
-            measured = {"benchmarks": [{"name": "val", "problems": {"val/1": one, "val/2": one}}]}
-            (run / "eval").mkdir(parents=True)
-            (run / "eval" / "structures.json").write_text(json.dumps(measured), encoding="utf-8")
     return folder

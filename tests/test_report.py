@@ -100,19 +100,20 @@ def test_a_rollout_shows_problem_teacher_and_student_with_verdicts_and_every_com
 
 
 def test_an_experiment_is_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_experiment(tmp_path / "domain-shift", {"grpo": 0.3, "rlkd": 0.4, "sft": 0.5})
+    folder = make_experiment(tmp_path / "domain-shift", {"grpo": 0.3, "sft": 0.5, "sft-then-rlkd": 0.4})
     page = tmp_path / "report.html"
     assert report(monkeypatch, page, folder) == 0
     text = page.read_text(encoding="utf-8")
     assert "<title>RLKD: domain-shift</title>" in text
     titles = ["pass@k on val", "pass@k on shifted", "pass@1 in domain and shifted", "pass@4 in domain and shifted"]
-    titles += ["pass@1 against pass@4 on val", "different paths of a problem", "structure score"]
+    titles += ["pass@1 against pass@4 on val", "different paths of a problem"]
     for title in titles:
         assert f">{title}</text>" in text, title
-    assert "teacher&#x27;s first branch" not in text  # no problem has a teacher
     assert "<td>sft</td><td>val</td><td>pass@1</td><td>0.500 [0.450, 0.550]</td><td>0.500 0.500</td>" in text
-    assert "SFT on the teachers&#39; traces" in text
-    assert "grpo (2 runs of 4 steps), rlkd (2 runs of 4 steps)</p>" in text  # the curves; sft has none
+    assert "<td>sft</td><td>SFT on the teachers&#39; traces</td>" in text
+    assert "<td>sft-then-rlkd</td><td>SFT on the teachers&#39; traces, then RL weight=sft-then-rlkd</td>" in text
+    # The curves; sft has none.
+    assert "grpo (2 runs of 4 steps), sft-then-rlkd (2 runs of 4 steps)</p>" in text
 
 
 def test_ratios_are_joined_in_their_order(tmp_path: Path) -> None:
@@ -130,15 +131,6 @@ def test_an_experiment_without_results_shows_its_runs(tmp_path: Path, monkeypatc
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "no seed is measured for all arms" in text
     assert ">reward</text>" in text
-
-
-def test_paths_are_averaged_over_the_seeds_that_all_arms_have(tmp_path: Path) -> None:
-    folder = make_experiment(tmp_path / "x", {"grpo": 0.3, "rlkd": 0.4})
-    (folder / "rlkd_2" / "eval" / "structures.json").unlink()
-    found = read_experiment(folder).structures()
-    assert found["paths"]["val"]["rlkd"].mean == 3
-    assert found["score"]["val"]["grpo"].mean == pytest.approx(0.6)  # seed 1 alone
-    assert "first branch" not in found
 
 
 def test_a_page_of_ten_long_runs_stays_below_five_megabytes_and_says_what_it_left_out(tmp_path: Path) -> None:
@@ -193,6 +185,10 @@ def test_what_is_no_run_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "experiment.json").write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=told):
             read_experiment(tmp_path)
+    (tmp_path / "experiment.json").write_text('{"name": "x", "arms": []}', encoding="utf-8")
+    (tmp_path / "results.json").write_text('{"seeds": [1], "figures": [{"arm": "a"}]}', encoding="utf-8")
+    with pytest.raises(DataError, match="lacks 'benchmark'; run `verl-rlkd experiment` into it again"):
+        read_experiment(tmp_path)
 
 
 def test_watch_shows_the_last_steps_and_alarms(

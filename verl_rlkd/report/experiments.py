@@ -1,9 +1,8 @@
 """What ``verl-rlkd experiment`` leaves behind, and its part of a page.
 
-<folder>/experiment.json                             what is compared
-<folder>/results.json                                figures of each arm, with intervals
-<folder>/<arm>_<seed>/                               a run; an SFT arm's has no metrics.jsonl
-<folder>/<arm>_<seed>/eval/structures.json           of `verl-rlkd diversity`, where it was run
+<folder>/experiment.json      what is compared
+<folder>/results.json         figures of each arm, with intervals
+<folder>/<arm>_<seed>/        a run; an SFT arm's has no metrics.jsonl
 """
 
 from __future__ import annotations
@@ -13,20 +12,35 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from verl_rlkd.errors import DataError
-from verl_rlkd.evaluation.intervals import bootstrap_mean
 from verl_rlkd.report.page import Plot, Prose, Section, Table
 from verl_rlkd.report.plots import Curve, Point, bars_figure, curves_figure, plane_figure, svg
 
-_INTERVALS = "95 % bootstrap intervals over problems, each problem's value averaged over the seeds"
-_PATHS = {
+_TITLES = {
     "paths": "different paths of a problem",
-    "score": "structure score",
+    "structure": "structure score",
     "first branch": "share that takes the teacher's first branch",
 }
+"""Of measures that do not say it themselves."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What an arm reached in one measure of one benchmark."""
+
+    arm: str
+    benchmark: str
+    measure: str
+    k: int | None
+    """Of pass@k."""
+    mean: Point
+    seeds: tuple[float, ...]
+    """Each seed's mean."""
+    difference: Point
+    """To the first arm."""
+    p: float
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ class Experiment:
     """Name -> how it trains, in order."""
     seeds: tuple[int, ...]
     """That all arms have; empty until there are results."""
-    figures: tuple[Mapping[str, Any], ...]
+    figures: tuple[Figure, ...]
     """Of results.json; empty until there are some."""
 
     def runs(self) -> list[Path]:
@@ -50,31 +64,16 @@ class Experiment:
         """Benchmark -> arm -> k -> pass@k."""
         found: dict[str, dict[str, dict[int, Point]]] = {}
         for one in self.figures:
-            if "k" in one:
-                arms = found.setdefault(one["benchmark"], {})
-                arms.setdefault(one["arm"], {})[one["k"]] = Point(one["mean"], one["low"], one["high"])
+            if one.k is not None:
+                found.setdefault(one.benchmark, {}).setdefault(one.arm, {})[one.k] = one.mean
         return found
 
-    def structures(self) -> dict[str, dict[str, dict[str, Point]]]:
-        """Figure of structures.json -> benchmark -> arm -> mean; of the seeds that all measured arms have."""
-        values: dict[str, dict[int, dict[str, Any]]] = {}
-        for arm in self.arms:
-            for folder in self._of(arm):
-                path = folder / "eval" / "structures.json"
-                if path.exists():
-                    told = _read(path)["benchmarks"]
-                    values.setdefault(arm, {})[_seed(folder)] = {one["name"]: one["problems"] for one in told}
-        seeds = set.intersection(*(set(of_arm) for of_arm in values.values())) if values else set()
+    def others(self) -> dict[str, dict[str, dict[str, Point]]]:
+        """Measure that is no pass@k -> benchmark -> arm -> its mean."""
         found: dict[str, dict[str, dict[str, Point]]] = {}
-        for arm in values if seeds else ():
-            runs = [values[arm][seed] for seed in sorted(seeds)]
-            for benchmark in runs[0]:
-                for name in _PATHS:
-                    means = _over_seeds([run[benchmark] for run in runs], name.replace(" ", "_"))
-                    if means:
-                        of_all = bootstrap_mean(means)
-                        arms = found.setdefault(name, {}).setdefault(benchmark, {})
-                        arms[arm] = Point(of_all.mean, of_all.low, of_all.high)
+        for one in self.figures:
+            if one.k is None:
+                found.setdefault(one.measure, {}).setdefault(one.benchmark, {})[one.arm] = one.mean
         return found
 
     def _of(self, arm: str) -> list[Path]:
@@ -102,7 +101,7 @@ def read_experiment(folder: Path) -> Experiment:
             name=plan["name"],
             arms={arm["name"]: _trained(arm) for arm in plan["arms"]},
             seeds=tuple(results["seeds"]),
-            figures=tuple(results["figures"]),
+            figures=tuple(map(_figure, results["figures"])),
         )
     except (KeyError, TypeError) as error:
         raise DataError(
@@ -118,15 +117,15 @@ def experiment_sections(experiment: Experiment) -> list[Section]:
         return [Prose("It has no results yet: no seed is measured for all arms.", heading), arms]
     passes = experiment.passes()
     seeds = f"{len(experiment.seeds)} seeds ({', '.join(map(str, experiment.seeds))})"
-    sections: list[Section] = [Prose(f"{seeds} of each arm. {_INTERVALS}.", heading)]
+    told = f"{seeds} of each arm; 95 % bootstrap intervals over problems and seeds."
+    sections: list[Section] = [Prose(told, heading)]
     for benchmark, of_arms in passes.items():
         curves = [_pass_curve(arm, points) for arm, points in of_arms.items()]
         figure = curves_figure(curves, title=f"pass@k on {benchmark}", x_label="k", y_label="share solved")
         sections.append(_plot(experiment, figure, f"passes {benchmark}"))
     if passes:
         sections += _shift(experiment, passes) + _frontiers(experiment, passes)
-    sections += [_results(experiment.figures), arms]
-    return sections + _structures(experiment)
+    return [*sections, *_others(experiment), _results(experiment.figures), arms]
 
 
 def _pass_curve(arm: str, points: Mapping[int, Point]) -> Curve:
@@ -177,43 +176,51 @@ def _ends(passes: Mapping[str, Mapping[str, Mapping[int, Point]]]) -> list[int]:
     return [ks[0], ks[-1]]
 
 
-def _structures(experiment: Experiment) -> list[Section]:
+def _others(experiment: Experiment) -> list[Section]:
     sections: list[Section] = []
-    for name, groups in experiment.structures().items():
-        figure = bars_figure(groups, title=_PATHS[name], y_label=name)
-        heading = "" if sections else "Structures of the samples"
-        sections.append(_plot(experiment, figure, f"structures {name}", heading))
+    for measure, groups in experiment.others().items():
+        figure = bars_figure(groups, title=_TITLES.get(measure, measure), y_label="mean")
+        sections.append(_plot(experiment, figure, f"measure {measure}"))
     return sections
 
 
-def _results(figures: Sequence[Mapping[str, Any]]) -> Table:
+def _results(figures: Sequence[Figure]) -> Table:
     rows = []
     for one in figures:
-        apart = one["difference"]
-        interval = f"{one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
-        difference = f"{apart['mean']:+.3f} [{apart['low']:+.3f}, {apart['high']:+.3f}]"
-        each = " ".join(f"{value:.3f}" for value in one["seeds"])
-        rows.append([one["arm"], one["benchmark"], _named(one), interval, each, difference, f"{one['p']:.4f}"])
+        mean, apart = one.mean, one.difference
+        interval = f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
+        difference = f"{apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
+        each = " ".join(f"{value:.3f}" for value in one.seeds)
+        rows.append([one.arm, one.benchmark, one.measure, interval, each, difference, f"{one.p:.4f}"])
     columns = ["arm", "held out", "", "mean and 95 % interval", "each seed", "against the first arm", "p"]
-    return Table(columns, rows, note="p: paired over problems, two-sided, by flipping signs")
+    return Table(columns, rows, note="p: two-sided, paired over problems")
 
 
-def _named(figure: Mapping[str, Any]) -> str:
-    return f"pass@{figure['k']}" if "k" in figure else str(figure.get("figure", ""))
+def _plot(experiment: Experiment, figure: Any, name: str) -> Plot:
+    return Plot(svg(figure, f"{experiment.folder} {name}"))
 
 
-def _plot(experiment: Experiment, figure: Any, name: str, heading: str = "") -> Plot:
-    return Plot(svg(figure, f"{experiment.folder} {name}"), heading=heading)
+def _figure(told: Mapping[str, Any]) -> Figure:
+    return Figure(
+        arm=told["arm"],
+        benchmark=told["benchmark"],
+        measure=told["measure"],
+        k=told.get("k"),
+        mean=_point(told),
+        seeds=tuple(told["seeds"]),
+        difference=_point(told["difference"]),
+        p=told["p"],
+    )
+
+
+def _point(told: Mapping[str, Any]) -> Point:
+    return Point(told["mean"], told["low"], told["high"])
 
 
 def _trained(arm: Mapping[str, Any]) -> str:
-    return "SFT on the teachers' traces" if arm.get("sft") else " ".join(arm.get("overrides", ())) or "the recipe"
-
-
-def _over_seeds(runs: Sequence[Mapping[str, Mapping[str, Any]]], name: str) -> list[float]:
-    """A problem's value averaged over the seeds, of the problems that have one in all."""
-    problems = [problem for problem in runs[0] if all(run.get(problem, {}).get(name) is not None for run in runs)]
-    return [fmean(run[problem][name] for run in runs) for problem in problems]
+    settings = [*arm["overrides"], *([f"{arm['problems']} problems"] if arm.get("problems") else [])]
+    rl = "RL " + " ".join(settings or ["as the recipe says"])
+    return ", then ".join(["SFT on the teachers' traces"] * arm["sft"] + [rl] * arm["rl"])
 
 
 def _seed(path: Path) -> int:

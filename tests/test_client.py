@@ -9,6 +9,8 @@ import traceback
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from stub_server import CLOSE, Answer, StubServer, completion
 
 from verl_rlkd.config import RetryConfig
@@ -160,6 +162,29 @@ def test_one_client_serves_one_event_loop_after_the_other() -> None:
         asyncio.run(twice())
         asyncio.run(twice())
         assert len(server.requests) == 6
+
+
+def test_a_connection_is_used_again_unless_it_was_idle_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verl_rlkd.gsrm.client.KEEP_ALIVE_S", 0.5)
+    peers = []
+
+    async def answer(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        peers.append(request.transport.get_extra_info("peername"))
+        return web.json_response(completion("x"))
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", answer)
+        async with TestServer(app) as server:
+            client = ChatClient(str(server.make_url("/v1")), timeout_s=10, retry=QUICK, failure=GeneratorError)
+            for pause_s in (0.0, 0.0, 1.0):
+                await asyncio.sleep(pause_s)
+                await client.chat(PAYLOAD)
+            await client.close()
+
+    asyncio.run(run())
+    assert peers[0] == peers[1] != peers[2]
 
 
 def test_the_key_comes_from_the_environment_and_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ from verl_rlkd.gsrm.untrusted import strip_invisible
 
 MAX_IN_FLIGHT = 1024
 """Requests of one client at the same time, unless it is given another limit."""
+KEEP_ALIVE_S = 2.0
+"""A connection that was idle for longer is not used again: vLLM closes it after 5 s, and a request on it is lost."""
 PING_TIMEOUT_S = 10.0
 _EXCERPT_CHARS = 200
 _NO_ADDRESS = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)
@@ -158,9 +160,8 @@ class ChatClient:
         if loop not in self._open:
             # A session dies with its loop; callers such as tests and notebooks use one loop after the other.
             self._open = {known: open_ for known, open_ in self._open.items() if not known.is_closed()}
-            session = aiohttp.ClientSession(
-                headers=_headers(self._key), timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0)
-            )
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+            session = aiohttp.ClientSession(headers=_headers(self._key), timeout=self._timeout, connector=connector)
             self._open[loop] = _Connections(session, asyncio.Semaphore(self._max_in_flight))
         return self._open[loop]
 

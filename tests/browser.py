@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -28,11 +27,7 @@ class Chromium:
     """One tab."""
 
     def __init__(self, folder: Path) -> None:
-        """Start it.
-
-        Args:
-            folder: For its profile.
-        """
+        """Start it, with its profile in ``folder``."""
         binary = next(filter(None, map(shutil.which, NAMES)), None)
         assert binary, "no Chromium; `make browser` installs it on Debian and Ubuntu, elsewhere put one on PATH"
         self.errors: list[str] = []
@@ -41,6 +36,7 @@ class Chromium:
         """Addresses that were asked for."""
         self._profile = folder / "profile"
         self._loop = asyncio.new_event_loop()
+        self._session: aiohttp.ClientSession | None = None
         self._number = 0
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--hide-scrollbars"]
         with (folder / "chromium.log").open("wb") as log:
@@ -51,19 +47,15 @@ class Chromium:
     def open(self, path: Path) -> None:
         """Load a file and wait until it is there."""
         self._send("Page.navigate", url=path.absolute().as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        ends = time.monotonic() + START_S
+        while not self.run("document.readyState === 'complete' && location.protocol === 'file:'"):
+            assert time.monotonic() < ends, f"{path} did not load"
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression, or of the promise that it is."""
         told = self._send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
-
-    def wait(self, expression: str) -> None:
-        """Until a JavaScript expression is true."""
-        ends = time.monotonic() + START_S
-        while not self.run(expression):
-            assert time.monotonic() < ends, f"never true: {expression}"
 
     def press(self, key: str) -> None:
         """One of KEYS."""
@@ -88,19 +80,14 @@ class Chromium:
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self._send(f"{domain}.enable")
         except BaseException:
-            self._stop()
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._process.terminate()
         self._process.wait()
-        if hasattr(self, "_session"):
+        if self._session is not None:
             self._loop.run_until_complete(self._session.close())
         self._loop.close()
 
@@ -130,9 +117,7 @@ class Chromium:
     def _note(self, event: str, told: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
             self.requests.append(told["request"]["url"])
-        elif event == "Runtime.exceptionThrown" or (
-            event == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert")
-        ):
+        logged = event == "Log.entryAdded" and told["entry"]["level"] == "error"
+        called = event == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert")
+        if event == "Runtime.exceptionThrown" or logged or called:
             self.errors.append(str(told))
-        elif event == "Log.entryAdded" and told["entry"]["level"] == "error":
-            self.errors.append(told["entry"]["text"])

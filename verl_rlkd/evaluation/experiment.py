@@ -2,14 +2,17 @@
 
 <out>/experiment.json         what is compared; the same for every call into this folder
 <out>/<arm>_<seed>/           a run's folder, as `verl-rlkd report` reads it; checkpoints leave once measured
-<out>/<arm>_<seed>/eval/      `verl-rlkd eval` of its last checkpoint
+<out>/<arm>_<seed>/run.json   how it was trained, and how long that took; there once all is measured
+<out>/<arm>_<seed>/eval/      `verl-rlkd eval` of its last checkpoint, and `verl-rlkd diversity` of that
 <out>/results.json            each arm's figures, and its difference to the first arm's
 
-All arms start from the same student, see the same problems and are measured by the same command.
+All arms start from the same student, see the same problems and are measured by the same commands. A run that an
+experiment beside this one has made is copied.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,15 +23,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
+from verl_rlkd.config import GeneratorConfig, MatcherConfig, RetryConfig
 from verl_rlkd.errors import ConfigError, DataError, ServiceError
 from verl_rlkd.evaluation.evaluate import read_grades
-from verl_rlkd.evaluation.intervals import bootstrap_mean, compare
+from verl_rlkd.evaluation.intervals import bootstrap_runs, compare_runs
 from verl_rlkd.evaluation.pass_at_k import pass_at_k
+from verl_rlkd.evaluation.structures import structure_samples
+from verl_rlkd.gsrm.generator import Tokenizer
+from verl_rlkd.integration.serving import serve
 
 _TELLING = re.compile(r"Error\b|error:|[Cc]annot ")
+KEPT = ("metrics.jsonl", "run.json", "eval/grades.jsonl", "eval/summary.json", "eval/structures.json")
+"""Of a run, what results and curves are made of."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +47,37 @@ class Arm:
     overrides: tuple[str, ...] = ()
     """Of the recipe."""
     sft: bool = False
-    """verl's SFT trainer on the teacher's responses instead of RL."""
+    """verl's SFT trainer on the teacher's responses, before RL or instead of it."""
+    rl: bool = True
+    problems: int | None = None
+    """Only so many, again and again; None = all."""
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What decides how it trains; arms of two experiments that agree in it are one."""
+        return {name: value for name, value in asdict(self).items() if name != "name"}
 
 
 GRPO = Arm("grpo", ("rlkd.weights.structure=0",))
 RLKD = Arm("rlkd")
+SFT = Arm("sft", sft=True, rl=False)
 EXPERIMENTS: Mapping[str, tuple[Arm, ...]] = {
     # Structure : accuracy.
     "reward-ratio": (
-        Arm("ratio0", ("rlkd.weights.structure=0",)),
+        Arm("ratio0", GRPO.overrides),
         Arm("ratio0.5", ("rlkd.weights.structure=7.5",)),
-        Arm("ratio1", ("rlkd.weights.structure=15",)),
+        Arm("ratio1", RLKD.overrides),
         Arm("ratio2", ("rlkd.weights.structure=30",)),
     ),
-    "domain-shift": (GRPO, RLKD, Arm("sft", sft=True)),
-    "match-threshold": tuple(Arm(f"threshold{t}", (f"rlkd.matcher.threshold={t}",)) for t in (0.1, 0.5, 0.9)),
-    "data-efficiency": tuple(Arm(f"problems{n}", (f"data.train_max_samples={n}",)) for n in (256, 64, 16)),
+    "domain-shift": (GRPO, RLKD, SFT),
+    # The same runs as a rule: the question is which of them go the teacher's way.
+    "structural-transfer": (SFT, GRPO, RLKD),
+    "baselines": (GRPO, RLKD, SFT, Arm("sft-then-rlkd", sft=True)),
+    "data-efficiency": (RLKD, *(Arm(f"problems{n}", problems=n) for n in (32, 3))),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that decides an experiment's numbers, but for the code."""
 
@@ -66,17 +85,27 @@ class Plan:
     work: str
     """Prepared folder: data/, teachers.sqlite."""
     student: str
+    gsrm: str
+    """Folder of the GSRM, which also judges; it is served once for all runs."""
     config_dir: str
     config_name: str
     overrides: tuple[str, ...] = ()
-    """Of every RL arm."""
+    """Of every RL run."""
     samples: int = 8
     temperature: float = 0.9
+    top_p: float = 1.0
     max_tokens: int = 320
     vllm: str = "--enforce-eager --max-model-len 512 --dtype bfloat16"
+    """Of the server that is evaluated."""
+    gsrm_vllm: str = "--enforce-eager --max-model-len 1536 --dtype bfloat16"
+    structure_tokens: int = 768
+    """Of a structure at most."""
+    gsrm_context: int = 1536
+    domain: str = "branchworld"
     sft_lr: float = 8e-4
     sft_epochs: int = 2
     """A third of them: three times as many are trained, about as many tokens as RL's updates see."""
+    sft_length: int = 1024
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -89,6 +118,22 @@ class Plan:
     def benchmarks(self) -> list[Path]:
         """What every arm is measured on."""
         return [Path(self.work) / "data" / f"{name}.parquet" for name in ("val", "shifted")]
+
+    @property
+    def store(self) -> Path:
+        """The teachers' structures."""
+        return Path(self.work) / "teachers.sqlite"
+
+    @property
+    def prompts(self) -> str | None:
+        """Folder of prompts of its own, if the prepared folder has one."""
+        folder = Path(self.work) / "data" / "prompts"
+        return str(folder) if folder.exists() else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all runs share."""
+        return {name: value for name, value in json.loads(json.dumps(asdict(self))).items() if name != "name"}
 
 
 def run_experiment(plan: Plan, out: Path, *, seeds: int, announce: Callable[[str], None]) -> dict[str, Any]:
@@ -105,84 +150,155 @@ def run_experiment(plan: Plan, out: Path, *, seeds: int, announce: Callable[[str
         DataError: ``out`` holds another experiment, or ``plan.work`` is not prepared.
         ServiceError: A training or evaluation failed; what is done stays.
     """
-    for path in (*plan.benchmarks, Path(plan.work) / "teachers.sqlite"):
-        if not path.exists():
-            raise DataError(f"{path} is not there; prepare it with `python -m recipes.miniature.prepare {plan.work}`")
-    settings = json.loads(json.dumps({**asdict(plan), "arms": [asdict(arm) for arm in plan.arms]}))
+    settings = {"name": plan.name, **plan.settings, "arms": json.loads(json.dumps([asdict(arm) for arm in plan.arms]))}
     known = out / "experiment.json"
     if known.exists() and (told := json.loads(known.read_text(encoding="utf-8"))) != settings:
         name = next(name for name in settings if told.get(name) != settings[name])
         raise DataError(f"{out} holds an experiment with {name} {told.get(name)!r}; give another --out")
+    todo = [
+        # Seed by seed, so that what is there after any time compares all arms.
+        (arm, seed, out / f"{arm.name}_{seed}")
+        for seed in range(1, seeds + 1)
+        for arm in plan.arms
+        if not (out / f"{arm.name}_{seed}" / "run.json").exists()
+    ]
+    todo = [run for run in todo if not _copied(plan, *run)]
+    for path in (*plan.benchmarks, plan.store) if todo else ():
+        if not path.exists():
+            raise DataError(f"{path} is not there; prepare it with `python -m recipes.miniature.prepare {plan.work}`")
     out.mkdir(parents=True, exist_ok=True)
-    known.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    for seed in range(1, seeds + 1):  # seed by seed, so that what is there after any time compares all arms
-        for arm in plan.arms:
-            folder = out / f"{arm.name}_{seed}"
-            if not (folder / "eval" / "summary.json").exists():
-                announce(f"{folder.name}: {len(seeds_done(out, plan))} of {seeds * len(plan.arms)} runs are there")
-                started = time.monotonic()
-                weights = _train(plan, arm, seed, folder)
-                _evaluate(plan, weights, folder)
-                told = {"arm": arm.name, "seed": seed, "seconds": round(time.monotonic() - started)}
-                (folder / "run.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    results = summarise(out, plan)
-    partial = out / ".results.json.partial"
-    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    partial.replace(out / "results.json")
+    _write(known, settings)
+    results = _write(out / "results.json", summarise(out, plan))
+    with contextlib.ExitStack() as stack:
+        if todo:
+            options = plan.gsrm_vllm.split()
+            gsrm = stack.enter_context(serve(plan.gsrm, out / "gsrm.log", name="gsrm", options=options))
+        for number, (arm, seed, folder) in enumerate(todo):
+            announce(f"{folder.name}: {len(todo) - number} of {seeds * len(plan.arms)} runs are to do")
+            started = time.monotonic()
+            _train(plan, arm, seed, folder, gsrm)
+            trained_s = time.monotonic() - started
+            _evaluate(plan, arm, folder, gsrm)
+            told = {"arm": arm.name, "trained": arm.trained, "settings": plan.settings, "seed": seed}
+            seconds = {"train_s": round(trained_s), "seconds": round(time.monotonic() - started)}
+            _write(folder / "run.json", {**told, **seconds})
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            results = _write(out / "results.json", summarise(out, plan))
     return results
 
 
-def seeds_done(out: Path, plan: Plan) -> list[tuple[str, int]]:
-    """(arm, seed) of the runs that are measured."""
-    found = []
-    for arm in plan.arms:
-        for path in sorted(out.glob(f"{arm.name}_*/eval/summary.json")):
-            found.append((arm.name, int(path.parts[-3].rpartition("_")[2])))
+def _copied(plan: Plan, arm: Arm, seed: int, folder: Path) -> bool:
+    """Whether a neighbouring experiment had this run, and ``folder`` is its copy now."""
+    wanted = json.loads(json.dumps([arm.trained, plan.settings, seed]))
+    for path in sorted(folder.parent.parent.glob(f"*/*_{seed}/run.json")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if [told.get(name) for name in ("trained", "settings", "seed")] == wanted:
+            shutil.rmtree(folder, ignore_errors=True)
+            # run.json last: the folder counts from then on.
+            for name in sorted(KEPT, key=lambda name: name == "run.json"):
+                if (path.parent / name).exists():
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(path.parent / name, folder / name)
+            return True
+    return False
+
+
+def runs_done(out: Path, plan: Plan) -> dict[str, dict[int, Path]]:
+    """Arm -> seed -> folder of the runs that are measured."""
+    found: dict[str, dict[int, Path]] = {arm.name: {} for arm in plan.arms}
+    for path in sorted(out.glob("*_*/run.json")):
+        arm, _, seed = path.parent.name.rpartition("_")
+        if arm in found and seed.isdigit():
+            found[arm][int(seed)] = path.parent
     return found
 
 
-def _train(plan: Plan, arm: Arm, seed: int, folder: Path) -> Path:
-    """The weights that the arm ends with."""
+def _train(plan: Plan, arm: Arm, seed: int, folder: Path, gsrm: str) -> None:
+    """Leave the weights that the arm ends with in ``folder``."""
+    if (folder / "trained").exists():
+        return
+    # A run that was stopped begins again: its metrics and dumps would otherwise hold two.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    student = plan.student
     if arm.sft:
-        return _train_sft(plan, seed, folder)
-    if not (folder / "trained").exists():
-        # A run that was stopped begins again: its metrics and dumps would otherwise hold two.
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        command = [
-            sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", plan.config_dir, "--config-name",
-            plan.config_name, f"work={plan.work}", f"run={folder}", f"actor_rollout_ref.model.path={plan.student}",
-            f"data.seed={seed}", *plan.overrides, *arm.overrides,
-        ]  # fmt: skip
-        loggers = {"VERL_FILE_LOGGER_PATH": "metrics.jsonl", "TENSORBOARD_DIR": "tensorboard"}
-        _run(command, folder / "train.log", {name: str(folder / file) for name, file in loggers.items()})
-        (folder / "trained").touch()
-    checkpoints = folder / "checkpoints"
-    step = (checkpoints / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8").strip()
-    return checkpoints / f"global_step_{step}"
+        student = str(_train_sft(plan, seed, folder))
+    if arm.rl:
+        _train_rl(plan, arm, seed, folder, student, gsrm)
+    (folder / "trained").touch()
+
+
+def _train_rl(plan: Plan, arm: Arm, seed: int, folder: Path, student: str, gsrm: str) -> None:
+    files = [f"data.train_files={_few(plan, arm.problems, folder)}"] if arm.problems else []
+    command = [
+        sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(Path(plan.config_dir).resolve()),
+        "--config-name", plan.config_name, f"work={plan.work}", f"run={folder}",
+        f"actor_rollout_ref.model.path={student}", f"data.seed={seed}", f"rlkd.generator.base_url={gsrm}",
+        "rlkd.generator.model=gsrm", *files, *plan.overrides, *arm.overrides,
+    ]  # fmt: skip
+    loggers = {"VERL_FILE_LOGGER_PATH": "metrics.jsonl", "TENSORBOARD_DIR": "tensorboard"}
+    _run(command, folder / "train.log", {name: str(folder / file) for name, file in loggers.items()})
+
+
+def _few(plan: Plan, problems: int, folder: Path) -> Path:
+    """The training problems' first ones, repeated to as many rows as there were."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(Path(plan.work) / "data" / "train.parquet")
+    path = folder / "train.parquet"
+    pq.write_table(table.take([at % problems for at in range(table.num_rows)]), path)
+    return path
 
 
 def _train_sft(plan: Plan, seed: int, folder: Path) -> Path:
-    sft = folder / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
+    sft = folder / "checkpoints" / "sft"
     command = [
         sys.executable, "-m", "verl_rlkd.cli", "gsrm", "train", "--plain", "--model", plan.student,
         "--train-files", str(Path(plan.work) / "data" / "sft.parquet"), "--out", str(sft), "--batch-size", "16",
-        "--lr", str(plan.sft_lr), "--epochs", str(plan.sft_epochs), "--max-length", "1024", "--",
+        "--lr", str(plan.sft_lr), "--epochs", str(plan.sft_epochs), "--max-length", str(plan.sft_length), "--",
         f"trainer.seed={seed}",
     ]  # fmt: skip
     _run(command, folder / "train.log", {})
     return sft / "1_all" / "model"
 
 
-def _evaluate(plan: Plan, weights: Path, folder: Path) -> None:
+def _weights(arm: Arm, folder: Path) -> Path:
+    checkpoints = folder / "checkpoints"
+    if not arm.rl:
+        return checkpoints / "sft" / "1_all" / "model"
+    step = (checkpoints / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8").strip()
+    return checkpoints / f"global_step_{step}"
+
+
+def _evaluate(plan: Plan, arm: Arm, folder: Path, gsrm: str) -> None:
     command = [
         sys.executable, "-m", "verl_rlkd.cli", "eval", *map(str, plan.benchmarks), "--out", str(folder / "eval"),
-        "--model", str(weights), "--samples", str(plan.samples), "--temperature", str(plan.temperature),
-        "--top-p", "1.0", "--max-tokens", str(plan.max_tokens), "--instruction", "", "--vllm", plan.vllm,
+        "--model", str(_weights(arm, folder)), "--samples", str(plan.samples), "--temperature", str(plan.temperature),
+        "--top-p", str(plan.top_p), "--max-tokens", str(plan.max_tokens), "--instruction", "", "--vllm", plan.vllm,
     ]  # fmt: skip
     _run(command, folder / "eval.log", {})
+    structure_samples(
+        folder / "eval",
+        store=plan.store,
+        generator=GeneratorConfig(
+            base_url=gsrm,
+            model="gsrm",
+            prompt_dir=plan.prompts,
+            default_domain=plan.domain,
+            max_tokens=plan.structure_tokens,
+            context_tokens=plan.gsrm_context,
+        ),
+        matcher=MatcherConfig(prompt_dir=plan.prompts),
+        retry=RetryConfig(),
+        tokenizer=_tokenizer(plan.gsrm),
+    )
+
+
+def _tokenizer(model: str) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model)
+    return tokenizer
 
 
 def _run(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> None:
@@ -197,38 +313,57 @@ def _run(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> Non
 
 
 def summarise(out: Path, plan: Plan) -> dict[str, Any]:
-    """Per arm, benchmark and k: mean and 95 % interval, each seed's mean, and the difference to the first arm.
+    """Per arm, benchmark and measure: mean and 95 % interval, each seed's mean, and the difference to the first arm.
 
-    A problem's value is averaged over the seeds that all arms have; intervals and p are over problems.
+    Of the seeds that all arms have. Intervals and p are over problems and seeds.
     """
-    done = seeds_done(out, plan)
-    seeds = sorted(set.intersection(*({seed for name, seed in done if name == arm.name} for arm in plan.arms)))
+    done = runs_done(out, plan)
+    seeds = sorted(set.intersection(*(set(runs) for runs in done.values())))
     figures: list[dict[str, Any]] = []
-    for benchmark in [path.stem for path in plan.benchmarks] if seeds else []:
-        for k in (1, plan.samples):
-            first: list[float] = []
-            for arm in plan.arms:
-                runs = [_passes(out / f"{arm.name}_{seed}" / "eval", benchmark, k) for seed in seeds]
-                values = [mean(run[problem] for run in runs) for problem in runs[0]]
-                first = first or values
-                both = compare(first, values)
-                figures.append(
-                    {
-                        "arm": arm.name,
-                        "benchmark": benchmark,
-                        "k": k,
-                        **asdict(bootstrap_mean(values)),
-                        "seeds": [round(mean(run.values()), 4) for run in runs],
-                        "difference": asdict(both.difference),
-                        "p": both.p_value,
-                    }
-                )
+    values = {arm: [_measured(runs[seed], plan.samples) for seed in seeds] for arm, runs in done.items()}
+    for key in values[plan.arms[0].name][0] if seeds else ():
+        benchmark, measure = key
+        first: list[list[float]] = []
+        for arm in plan.arms:
+            runs = [[*run[key].values()] for run in values[arm.name]]
+            first = first or runs
+            both = compare_runs(first, runs)
+            figures.append(
+                {
+                    "arm": arm.name,
+                    "benchmark": benchmark,
+                    "measure": measure,
+                    **({"k": int(measure.removeprefix("pass@"))} if measure.startswith("pass@") else {}),
+                    **asdict(bootstrap_runs(runs)),
+                    "seeds": [round(sum(run) / len(run), 4) for run in runs],
+                    "difference": asdict(both.difference),
+                    "p": both.p_value,
+                }
+            )
     return {"experiment": plan.name, "seeds": seeds, "figures": figures}
 
 
-def _passes(folder: Path, benchmark: str, k: int) -> dict[str, float]:
-    """Problem -> pass@k."""
-    return {
-        problem: pass_at_k(len(grades), round(sum(one["right"] for one in grades)), k)
-        for problem, grades in read_grades(folder)[benchmark].items()
-    }
+def _measured(folder: Path, samples: int) -> dict[tuple[str, str], dict[str, float]]:
+    """(Benchmark, measure) -> problem -> value; problems in order."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for benchmark, problems in read_grades(folder / "eval").items():
+        for k in sorted({2**power for power in range(samples.bit_length())} | {samples}):
+            found[benchmark, f"pass@{k}"] = {
+                problem: pass_at_k(len(grades), round(sum(one["right"] for one in grades)), k)
+                for problem, grades in sorted(problems.items())
+            }
+    told = json.loads((folder / "eval" / "structures.json").read_text(encoding="utf-8"))
+    for one in told["benchmarks"]:
+        for measure, name in (("structure", "score"), ("first branch", "first_branch"), ("paths", "paths")):
+            found[one["name"], measure] = {
+                problem: float(of_one[name]) for problem, of_one in sorted(one["problems"].items())
+            }
+    return found
+
+
+def _write(path: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """Write ``told``, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return told

@@ -1,9 +1,10 @@
-"""Intervals and tests over problems: a benchmark's problems are the sample, not its responses."""
+"""Intervals and tests over problems, and over seeds where a training was repeated; never over responses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 RESAMPLES = 10_000
 _CHUNK = 1_000
@@ -53,8 +54,7 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval:
             for _ in range(RESAMPLES // _CHUNK)
         ]
     )
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Interval(float(sample.mean()), float(low), float(high))
+    return _interval(sample.mean(), means)
 
 
 def compare(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> Comparison:
@@ -82,3 +82,76 @@ def compare(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -
     # The observed signs are one of the possibilities, so p is never 0; the tolerance keeps ties of floats equal.
     at_least = int((flipped >= abs(found.mean) - 1e-12).sum())
     return Comparison(found, (at_least + 1) / (RESAMPLES + 1))
+
+
+def bootstrap_runs(runs: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
+    """The mean of a training repeated with several seeds; problems and seeds are both resampled.
+
+    Args:
+        runs: ``[seeds, problems]``, the same problems in the same order.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: No value, or not equally many in each run.
+    """
+    import numpy as np
+
+    values = _table(runs)
+    problems = _counts(np.random.default_rng(seed), values.shape[1])
+    seeds = _counts(np.random.default_rng(seed + 1), values.shape[0])
+    return _interval(values.mean(), _resampled(values, seeds, problems))
+
+
+def compare_runs(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], *, seed: int = 0) -> Comparison:
+    """Whether a way to train is better than another, each with seeds of its own, on the same problems.
+
+    Problems are resampled for both alike, seeds for each by itself. p is twice the smaller share of the resampled
+    differences that lie on one side of 0.
+
+    Args:
+        first: ``[seeds, problems]``.
+        second: ``[seeds, problems]``; the number of seeds may be another.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: No value, or not the same number of problems.
+    """
+    import numpy as np
+
+    ours, theirs = _table(first), _table(second)
+    if ours.shape[1] != theirs.shape[1]:
+        raise ValueError(f"{ours.shape[1]} problems and {theirs.shape[1]} do not compare")
+    problems = _counts(np.random.default_rng(seed), ours.shape[1])
+    of_ours, of_theirs = (
+        _counts(np.random.default_rng(seed + at), table.shape[0]) for at, table in enumerate((ours, theirs), start=1)
+    )
+    differences = _resampled(theirs, of_theirs, problems) - _resampled(ours, of_ours, problems)
+    # A tolerance, since sums of the same numbers in another order are not the same float.
+    beyond = min(int((differences >= -1e-12).sum()), int((differences <= 1e-12).sum()))
+    return Comparison(_interval(theirs.mean() - ours.mean(), differences), min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1)))
+
+
+def _table(runs: Sequence[Sequence[float]]) -> Any:
+    import numpy as np
+
+    values = np.asarray(runs, dtype=float)
+    if values.ndim != 2 or not values.size:
+        raise ValueError("give runs of equally many problems, at least one of each")
+    return values
+
+
+def _counts(random: Any, size: int) -> Any:
+    """How often each of ``size`` is drawn, ``[RESAMPLES, size]``."""
+    return random.multinomial(size, [1 / size] * size, size=RESAMPLES)
+
+
+def _resampled(values: Any, seeds: Any, problems: Any) -> Any:
+    """Means of the resamples, ``[RESAMPLES]``."""
+    return ((seeds @ values) * problems).sum(axis=1) / values.size
+
+
+def _interval(mean: float, resampled: Any) -> Interval:
+    import numpy as np
+
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Interval(float(mean), float(low), float(high))

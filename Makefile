@@ -10,7 +10,7 @@ export VLLM_CPU_KVCACHE_SPACE := 1
 # torch.compile would need a C++ compiler, and costs more than it saves at this size.
 export TORCHDYNAMO_DISABLE := 1
 
-.PHONY: venv browser demo demo-real report test lint docs example clean-demo
+.PHONY: venv browser demo demo-real report test lint compat docs example clean-demo
 
 venv: $(VENV)/.installed  ## The whole CPU stack in .venv
 
@@ -41,6 +41,11 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+VERL ?= 0.9.0
+compat: venv  ## The recipes for GPUs composed and checked on another verl: make compat VERL=0.9.0
+	$(BIN)/pip install --quiet --no-deps --upgrade --target outputs/verl-$(VERL) verl==$(VERL)
+	PYTHONPATH=outputs/verl-$(VERL) $(BIN)/python -m pytest tests/integration/test_recipes.py -k "checked_before or batches_divide"
 
 docs: venv  ## The configuration reference, from the dataclasses
 	$(BIN)/python docs/reference.py > docs/configuration.md.new

@@ -130,6 +130,7 @@ class StubServer:
         fail_first: int = 0,
         port: int = 0,
         models: tuple[str, ...] = ("gsrm",),
+        context: int | None = None,
         tokenizer: StubTokenizer | None = None,
         token_ids: bool = True,
     ) -> None:
@@ -142,6 +143,7 @@ class StubServer:
             fail_first: So many requests get HTTP 500 before the first answer.
             port: 0 = any free one.
             models: Names under /v1/models.
+            context: Their ``max_model_len``; None = it is not said.
             tokenizer: Its tokens.
             token_ids: Whether it sends token ids, as vLLM does.
         """
@@ -149,6 +151,7 @@ class StubServer:
         self.latency_s = latency_s
         self.fail_first = fail_first
         self.models = models
+        self.context = context
         self.requests: list[Payload] = []
         """Every chat completion request, in order of arrival."""
         self.continuations: list[Payload] = []
@@ -242,7 +245,9 @@ class StubServer:
         return web.Response()
 
     async def _list_models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+        length = {} if self.context is None else {"max_model_len": self.context}
+        cards = [{"id": name, "object": "model", **length} for name in self.models]
+        return web.json_response({"object": "list", "data": cards})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         payload: Payload = await request.json()

@@ -219,7 +219,7 @@ def test_a_missing_key_is_named_at_once(monkeypatch: pytest.MonkeyPatch, value: 
 
 def test_ping_names_the_models() -> None:
     with StubServer(models=("gsrm", "judge")) as server:
-        assert asyncio.run(ping(server.base_url, setting="rlkd.generator.base_url")) == ("gsrm", "judge")
+        assert asyncio.run(ping(server.base_url, setting="rlkd.generator.base_url")) == {"gsrm": None, "judge": None}
 
 
 def test_ping_says_which_setting_to_correct() -> None:

@@ -19,6 +19,7 @@ from verl_rlkd.commands.gsrm_annotate import annotate
 from verl_rlkd.commands.gsrm_eval import evaluate_gsrm
 from verl_rlkd.commands.gsrm_eval_matcher import evaluate_matcher
 from verl_rlkd.commands.gsrm_train import train
+from verl_rlkd.commands.plan import plan
 from verl_rlkd.commands.report import report, watch
 from verl_rlkd.commands.score import score
 from verl_rlkd.errors import RlkdError, ServiceError
@@ -44,6 +45,7 @@ gsrm_app.command("eval")(evaluate_gsrm)
 gsrm_app.command("eval-matcher")(evaluate_matcher)
 app.add_typer(gsrm_app, name="gsrm")
 app.command("doctor")(doctor)
+app.command("plan")(plan)
 app.command("score")(score)
 app.command("eval")(evaluate)
 app.command("compare")(compare)

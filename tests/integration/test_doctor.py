@@ -50,8 +50,8 @@ def arguments(work: Path, stub: StubServer) -> list[str]:
     return [
         f"data.train_files={work}/train.parquet", f"data.val_files={work}/val.parquet", "data.max_prompt_length=64",
         f"actor_rollout_ref.model.path={work}/policy", "ray_kwargs.ray_init.num_cpus=64",
-        f"rlkd.teacher_store={work}/teachers.sqlite", f"rlkd.generator.base_url={stub.base_url}",
-        "rlkd.generator.model=gsrm",
+        "data.max_response_length=448", f"rlkd.teacher_store={work}/teachers.sqlite",
+        f"rlkd.generator.base_url={stub.base_url}", "rlkd.generator.model=gsrm",
     ]  # fmt: skip
 
 
@@ -140,23 +140,33 @@ def found(checks: list[Check], name: str) -> Check:
     return check
 
 
-HOSTED = ("reward.reward_model.enable=true", "reward.reward_model.model_path=/nowhere", "trainer.n_gpus_per_node=1")
+HOSTED = (
+    "reward.reward_model.enable=true", "reward.reward_model.model_path=/nowhere", "trainer.n_gpus_per_node=1",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+)  # fmt: skip
 
 
 def test_the_sizes_of_a_hosted_gsrm(work: Path) -> None:
     # verl's own defaults, without our trainer's: 2 GPUs, 2048 + 2048 tokens.
     ours = ("trainer.v1.trainer_mode=rlkd_sync", "reward.reward_manager.name=rlkd")
     checks = configuration.checks(compose(*HOSTED, *ours, name="ppo_trainer"))
-    parallel = found(checks, "GSRM on GPUs")
-    assert parallel.status == "failed"
-    assert "tensor_model_parallel_size is 2 (verl's default is 2), and a node has 1" in parallel.detail
-    context = found(checks, "GSRM's context")
-    assert context.status == "failed"
-    assert "prompt_length + response_length is 4096, and rlkd.generator.context_tokens is 32768" in context.detail
-    refused = [check.detail for check in checks if check.name == "configuration"]
-    assert any("reward.custom_reward_function.path is null, so verl would never call" in detail for detail in refused)
+    refused = "\n".join(check.detail for check in checks if check.name == "configuration")
+    assert "reward_model.rollout.tensor_model_parallel_size=2 does not divide the 1 GPUs of trainer.nnodes=1" in refused
+    assert "prompt_length + response_length is 4096, and rlkd.generator.context_tokens is 32768" in refused
+    assert "reward.custom_reward_function.path is null, so verl would never call" in refused
     good = configuration.checks(compose(*HOSTED, f"rlkd.teacher_store={work}/teachers.sqlite"))
     assert {check.status for check in good if check.name != "Ray's CPUs"} == {"ok"}
+    assert found(good, "GSRM's context").detail == "32768 tokens, of which a structure may have 10240"
+
+
+def test_a_student_shorter_than_its_responses_is_told(work: Path) -> None:
+    policy = f"actor_rollout_ref.model.path={work}/policy"  # 512 positions
+    checks = configuration.checks(compose(policy, "data.max_prompt_length=100", "data.max_response_length=500"))
+    told = found(checks, "student's context")
+    assert told.status == "warning"
+    assert told.detail.startswith("512 tokens, and data.max_prompt_length + data.max_response_length are 600")
+    checks = configuration.checks(compose(policy, "data.max_prompt_length=100", "data.max_response_length=412"))
+    assert "student's context" not in [check.name for check in checks]
 
 
 def test_a_run_that_is_not_rlkds_and_too_few_cpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

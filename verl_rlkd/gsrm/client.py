@@ -166,7 +166,7 @@ class ChatClient:
         return self._open[loop]
 
 
-async def ping(base_url: str, *, setting: str, api_key_env: str | None = None) -> tuple[str, ...]:
+async def ping(base_url: str, *, setting: str, api_key_env: str | None = None) -> dict[str, int | None]:
     """Check that an OpenAI-compatible server answers, without using a model.
 
     Args:
@@ -175,7 +175,7 @@ async def ping(base_url: str, *, setting: str, api_key_env: str | None = None) -
         api_key_env: Environment variable that holds the API key.
 
     Returns:
-        The names of the models it serves.
+        Name of each model it serves -> its context in tokens, where the server says it (vLLM and SGLang do).
 
     Raises:
         ConfigError: It does not answer, or not as such a server does; one line with the cure.
@@ -199,12 +199,17 @@ async def ping(base_url: str, *, setting: str, api_key_env: str | None = None) -
             "the right key as api_key_env"
         )
     try:
-        return tuple(str(model["id"]) for model in json.loads(body)["data"])
-    except (ValueError, TypeError, KeyError):
+        return {str(model["id"]): _context(model) for model in json.loads(body)["data"]}
+    except (ValueError, TypeError, LookupError, AttributeError):
         raise ConfigError(
             f"{setting}: {_shown(url)} answers HTTP {status} and no list of models; "
             "give the address of an OpenAI-compatible server, which usually ends in /v1"
         ) from None
+
+
+def _context(model: Mapping[str, Any]) -> int | None:
+    length = model.get("max_model_len")
+    return length if isinstance(length, int) else None
 
 
 def _checked(body: bytes, complete: Callable[[Any], bool]) -> dict[str, Any]:

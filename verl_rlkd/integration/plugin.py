@@ -42,10 +42,12 @@ def _check_before_ray_starts(module: object) -> None:
 
 def _validate_config(wrapped: Any, _instance: object, args: Any, kwargs: Any) -> Any:
     from verl_rlkd.integration.run_config import check_run, uses_rlkd
+    from verl_rlkd.integration.versions import write_versions
 
     config = args[0] if args else kwargs["config"]
     if uses_rlkd(config):
         check_run(config)
+        write_versions(config)
     return wrapped(*args, **kwargs)
 
 

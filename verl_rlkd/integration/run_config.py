@@ -18,6 +18,7 @@ from verl_rlkd.errors import ConfigError, DataError
 from verl_rlkd.gsrm.client import ping
 from verl_rlkd.gsrm.prompting import generator_prompt, judge_prompt
 from verl_rlkd.gsrm.store import TeacherStore
+from verl_rlkd.integration.hosting import check_adapters, check_contexts, check_parallel, check_sleep
 from verl_rlkd.matching import Field
 
 MODES = ("sync", "colocate_async", "separate_async")
@@ -134,12 +135,27 @@ def _check_room(config: DictConfig, rlkd: RlkdConfig) -> None:
         )
 
 
-def _check_servers(_config: DictConfig, rlkd: RlkdConfig) -> None:
-    """The addresses answer."""
+def _check_servers(config: DictConfig, rlkd: RlkdConfig) -> None:
+    """The addresses answer, and the GSRM's context there is as long as we say."""
     for name, node in (("generator", rlkd.generator), ("matcher", rlkd.matcher)):
         asked = rlkd.weights.structure > 0 and not (name == "matcher" and rlkd.matcher.kind == "exact")
         if asked and node.base_url is not None:
-            asyncio.run(ping(node.base_url, setting=f"rlkd.{name}.base_url", api_key_env=node.api_key_env))
+            models = asyncio.run(ping(node.base_url, setting=f"rlkd.{name}.base_url", api_key_env=node.api_key_env))
+            model = node.model or str(config.reward.reward_model.model_path)
+            wrong = context_problem(model, models.get(model), rlkd.generator.context_tokens, node.base_url)
+            if name == "generator" and wrong:
+                raise ConfigError(wrong)
+
+
+def context_problem(model: str, has: int | None, wanted: int, url: str) -> str | None:
+    """What is wrong with the context of the GSRM at an address; None if nothing is, or the server does not say."""
+    if has is None or has >= wanted:
+        return None
+    return (
+        f"rlkd.generator.context_tokens is {wanted}, and {model} at {url} has a context of {has} tokens: it would "
+        f"refuse long requests; set rlkd.generator.context_tokens={has} (and max_tokens below it), or serve it with a "
+        "longer one"
+    )
 
 
 def _check_store(_config: DictConfig, rlkd: RlkdConfig) -> None:
@@ -163,6 +179,10 @@ _CHECKS: tuple[Callable[[DictConfig, RlkdConfig], None], ...] = (
     _check_group,
     _check_gsrm,
     _check_room,
+    check_parallel,
+    check_contexts,
+    check_sleep,
+    check_adapters,
     _check_servers,
     _check_store,
     _check_prompts,

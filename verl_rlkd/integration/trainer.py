@@ -41,6 +41,7 @@ from verl_rlkd.integration.dropping import FailureWindow, final_rows, keep_score
 from verl_rlkd.integration.reward_manager import PADDING, TRAINING
 from verl_rlkd.integration.reward_workers import ATTEMPTS, RewardWorker, cause
 from verl_rlkd.integration.run_config import MODE_MARK, check_run, uses_rlkd
+from verl_rlkd.integration.versions import check_versions
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class RLKDTrainerMixin(PPOTrainer):
 
     def __init__(self, config: DictConfig) -> None:
         self.rlkd = check_run(config)
+        check_versions(config)
         # verl compares this value with its own names, and reads trainer.v1.<mode>, in many places.
         with open_dict(config):
             config.trainer.v1.trainer_mode = self.mode

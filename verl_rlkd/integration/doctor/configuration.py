@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_rlkd.checks import Check
 from verl_rlkd.errors import ConfigError
+from verl_rlkd.integration.hosting import engine_context, hosts_gsrm
+from verl_rlkd.integration.model_files import shape_if_known
 from verl_rlkd.integration.run_config import problems, rlkd_config, uses_rlkd
 
 LEGACY = {"custom_reward_function": "reward.custom_reward_function", "reward_model": "reward.reward_model"}
@@ -50,7 +52,7 @@ def checks(config: DictConfig) -> list[Check]:
     found = [Check(name="configuration", status="failed", detail=str(error)) for error in problems(config)]
     if not found:
         found = [Check(name="configuration", status="ok", detail=_resolved(config))]
-    return [*found, *_legacy(config), *_reward_model(config), _ray_cpus(config)]
+    return [*found, *_legacy(config), *_lengths(config), _ray_cpus(config)]
 
 
 def _resolved(config: DictConfig) -> str:
@@ -89,39 +91,29 @@ def _set_keys(node: Any, path: str) -> Iterator[str]:
         yield path
 
 
-def _reward_model(config: DictConfig) -> Iterator[Check]:
-    """The sizes of a GSRM that verl hosts; verl's defaults are those of a small discriminative model."""
-    reward_model = config.reward.reward_model
+def _lengths(config: DictConfig) -> Iterator[Check]:
+    """What fits, in numbers; what does not fit is refused by the run's own checks."""
     try:
-        generator = rlkd_config(config).generator
+        rlkd = rlkd_config(config)
     except ConfigError:
         return
-    if not reward_model.enable or generator.base_url is not None:
-        return
-    rollout = reward_model.rollout
-    gpus = reward_model.n_gpus_per_node if reward_model.enable_resource_pool else config.trainer.n_gpus_per_node
-    if rollout.tensor_model_parallel_size > gpus:
-        yield Check(
-            name="GSRM on GPUs",
-            status="failed",
-            detail=f"reward.reward_model.rollout.tensor_model_parallel_size is {rollout.tensor_model_parallel_size} "
-            f"(verl's default is 2), and a node has {gpus}",
-            cure="set reward.reward_model.rollout.tensor_model_parallel_size=1",
-        )
-    context = rollout.max_model_len or rollout.prompt_length + rollout.response_length
-    key = "max_model_len" if rollout.max_model_len else "prompt_length + response_length"
-    if context < generator.context_tokens:
-        yield Check(
-            name="GSRM's context",
-            status="failed",
-            detail=f"reward.reward_model.rollout: {key} is {context}, and rlkd.generator.context_tokens is "
-            f"{generator.context_tokens}: the server would refuse long requests",
-            cure=f"set reward.reward_model.rollout.max_model_len={generator.context_tokens}, or "
-            f"rlkd.generator.context_tokens={context} (and max_tokens below it)",
-        )
-    else:
-        detail = f"{context} tokens, of which a structure may have {generator.max_tokens}"
+    if hosts_gsrm(config, rlkd):
+        context, _ = engine_context(config.reward.reward_model.rollout)
+        detail = f"{context} tokens, of which a structure may have {rlkd.generator.max_tokens}"
         yield Check(name="GSRM's context", status="ok", detail=detail)
+    rollout, data = config.actor_rollout_ref.rollout, config.data
+    shape = shape_if_known(str(config.actor_rollout_ref.model.path))
+    room = rollout.max_model_len or (shape.positions if shape else None)
+    wanted = data.max_prompt_length + data.max_response_length
+    if room and wanted > room:
+        yield Check(
+            name="student's context",
+            status="warning",
+            detail=f"{room} tokens, and data.max_prompt_length + data.max_response_length are {wanted}: responses "
+            "to long prompts would be cut earlier than you say",
+            cure=f"set actor_rollout_ref.rollout.max_model_len={wanted}, if the model has that many positions, or a "
+            "smaller data.max_response_length",
+        )
 
 
 def _ray_cpus(config: DictConfig) -> Check:

@@ -10,6 +10,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from verl_rlkd.checks import Check
+from verl_rlkd.integration.versions import differences, installed, of_nodes
 
 VERL = SpecifierSet(">=0.9,<0.11")
 """What setup.cfg declares."""
@@ -110,8 +111,9 @@ def _look_for_plugin() -> dict[str, Any]:
     from verl.trainer.ppo.v1 import get_trainer_cls
 
     from verl_rlkd.integration.run_config import MODES
+    from verl_rlkd.integration.versions import installed
 
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"versions": installed()}
     for key, get, name in [
         ("manager", get_reward_manager_cls, "rlkd"),
         *((f"rlkd_{mode}", get_trainer_cls, f"rlkd_{mode}") for mode in MODES),
@@ -137,6 +139,7 @@ def plugin_in_ray() -> Check:
             ray.init(log_to_driver=False, logging_level="ERROR", **local)
             started = True
         found = ray.get(ray.remote(_look_for_plugin).remote(), timeout=RAY_TIMEOUT_S)
+        other = differences(installed(), {"a Ray worker": found.pop("versions"), **of_nodes()})
     except ray.exceptions.RayTaskError as error:
         cause = " ".join(f"{type(error.cause).__name__}: {error.cause}".split())[:300]
         detail = f"the worker cannot import verl with the plugin: {cause}"
@@ -152,6 +155,8 @@ def plugin_in_ray() -> Check:
     finally:
         if started:
             ray.shutdown()
+    if other:
+        return Check(name=name, status="failed", detail=other, cure="install the same versions on every node")
     wrong = found.pop("error", None)
     if wrong is None:
         manager, *modes = found

@@ -17,7 +17,7 @@ from verl_rlkd.data.validation import validate_data
 from verl_rlkd.errors import ConfigError, GeneratorError, MatcherError
 from verl_rlkd.gsrm.client import ping
 from verl_rlkd.gsrm.connection import Gsrm, connect
-from verl_rlkd.integration.run_config import rlkd_config
+from verl_rlkd.integration.run_config import context_problem, rlkd_config
 from verl_rlkd.types import Step, Structure
 
 SAMPLE = 2000
@@ -124,14 +124,14 @@ async def _ask(config: DictConfig, rlkd: RlkdConfig) -> list[Check]:
         await gsrm.close()
 
 
-async def _served(url: str, model: str, setting: str, api_key_env: str | None) -> str | None:
+async def _served(url: str, model: str, setting: str, api_key_env: str | None, context: int = 0) -> str | None:
     """What is wrong with a server, as far as its list of models tells; None if nothing is."""
     try:
         models = await ping(url, setting=f"{setting}.base_url", api_key_env=api_key_env)
     except ConfigError as error:
         return str(error)
     if model in models:
-        return None
+        return context_problem(model, models[model], context, url)
     near = difflib.get_close_matches(model, models, n=1, cutoff=0.3)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{setting}.model: {url} serves no {model!r}; {hint}it has {', '.join(models) or 'none'}"
@@ -139,7 +139,7 @@ async def _served(url: str, model: str, setting: str, api_key_env: str | None) -
 
 async def _generator(gsrm: Gsrm, rlkd: RlkdConfig, url: str, model: str) -> Check:
     name = "GSRM answers"
-    if wrong := await _served(url, model, "rlkd.generator", rlkd.generator.api_key_env):
+    if wrong := await _served(url, model, "rlkd.generator", rlkd.generator.api_key_env, rlkd.generator.context_tokens):
         return Check(name=name, status="failed", detail=wrong)
     try:
         made = await gsrm.generator.generate(PROBLEM, PATH, domain="math")

@@ -18,7 +18,7 @@ import json
 import math
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -43,6 +43,15 @@ class Rates:
     """Seconds more per running sequence."""
     batch: int = 256
     """Sequences that run at the same time."""
+
+    def times(self, replicas: int) -> Rates:
+        """Of so many servers that share the load evenly and keep step: each step takes as long and serves them all."""
+        return replace(
+            self,
+            prefill=self.prefill * replicas,
+            step_s_per_sequence=self.step_s_per_sequence / replicas,
+            batch=self.batch * replicas,
+        )
 
     def step(self, running: int) -> float:
         """Seconds of one decoding step of so many sequences."""
@@ -159,11 +168,11 @@ class Server:
         return app
 
     async def reset(self, request: web.Request) -> web.Response:
-        """The totals so far; they and the rates (the request's body) begin anew."""
+        """The totals so far and this process's CPU seconds; totals and rates (the request's body) begin anew."""
         totals, self.engine = self.engine.totals, Engine(Rates(**await request.json()))
         self._blocks.clear()
         self._written.clear()
-        return web.json_response(asdict(totals))
+        return web.json_response({**asdict(totals), "cpu_s": time.process_time()})
 
     async def chat(self, request: web.Request) -> web.Response:
         payload = await request.json()

@@ -1,7 +1,8 @@
 """The reward path with a GSRM behind a real vLLM: the released pattern against ours, and how often they agree.
 
 The GSRM is one of branchworld's (recipes/miniature/models/gsrm), the responses are branchworld's students with faults.
-The floor is vLLM's offline ``generate`` of as many tokens as ours wrote, from the same prompts, in one batch.
+The floor is vLLM's offline ``generate`` of as many tokens as ours wrote, from the same prompts, in one batch. Each way
+begins with an empty prefix cache.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import os
 import re
 import tempfile
 import time
@@ -17,6 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from benchmarks.released_pattern import structure_score
 from verl_rlkd.branchworld.problems import FAMILIES, draw_problem
@@ -36,24 +39,46 @@ from verl_rlkd.scoring import score_structure
 GROUP = 8
 FAULTS = Faults(wrong_branch=0.15, wrong_sub_problem=0.15, wrong_answer=0.15, missing_step=0.1)
 MAX_TOKENS, CONTEXT = 640, 1280
+LOOP_UP_TO, LOOPS = 64, 8
+"""Responses that the released pattern also scores one after the other, in so many workers as verl has by default."""
 OPTIONS = ("--enforce-eager", "--max-model-len", str(CONTEXT), "--dtype", "bfloat16", "--max-num-seqs", "256")
 
+WHOLE = "ours, without early exit"
 Texts = tuple[str, str, str]
 """Problem, teacher's trace, student's trace."""
 
 
-def measure_with_vllm(model: Path, sizes: Sequence[int]) -> None:
-    """Print one line of JSON per way and size."""
+def measure_with_vllm(model: Path, sizes: Sequence[int], out: Path) -> None:
+    """A line of JSON per way and size, printed and in ``out``; then the table as in README.md."""
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # vLLM empties its prefix cache on request only then
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         with serve(model, Path(folder) / "vllm.log", name="gsrm", options=OPTIONS) as url:
             # Without it lengths are estimated, and the longest paths cut.
             tokenizer = load_tokenizer(model)
-            written = [asyncio.run(_measure(url, size, tokenizer)) for size in sizes]
+            written = [asyncio.run(_measure(url, size, tokenizer, rows)) for size in sizes]
         for work in written:
             # A process of its own, since vLLM keeps its memory; no daemon, since it starts processes.
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
                 seconds = pool.submit(_floor, str(model), work).result()
-            print(json.dumps({"way": "floor: offline generate", "responses": len(work), "wall_s": round(seconds, 2)}))
+            rows.append({"way": "floor: offline `generate`", "responses": len(work), "wall_s": round(seconds, 2)})
+            print(json.dumps(rows[-1]), flush=True)
+    out.write_text(json.dumps({"model": model.name, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(table(rows)))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """As in README.md: Markdown."""
+    heads = {
+        "responses": "responses", "way": "", "wall_s": "wall s", "generated_tokens": "generated",
+        "prompt_tokens": "prompt", "cached_prompt_tokens": "cached", "requests": "requests",
+        "cpu_ms_per_response": "CPU ms per response", "mean_score": "mean score",
+        "same_score_as_full_decoding": "same score as full decoding",
+    }  # fmt: skip
+    ordered = sorted(rows, key=lambda row: int(row["responses"]))
+    cells = [[f"{row[key]:,}" if key in row and key != "way" else row.get(key, "") for key in heads] for row in ordered]
+    head = [f"| {' | '.join(heads.values())} |", "|---" * len(heads) + "|"]
+    return head + [f"| {' | '.join(row)} |" for row in cells]
 
 
 def draw_texts(size: int) -> list[Texts]:
@@ -68,14 +93,13 @@ def draw_texts(size: int) -> list[Texts]:
     return texts
 
 
-async def _measure(url: str, size: int, tokenizer: Tokenizer) -> list[tuple[Texts, int]]:
-    """Responses, and the tokens that ours waited for."""
+async def _measure(url: str, size: int, tokenizer: Tokenizer, rows: list[dict[str, Any]]) -> list[tuple[Texts, int]]:
+    """Responses, and the tokens that ours waited for; a row for each way is added to ``rows``."""
     texts = draw_texts(size)
     gsrm = _connect(url, tokenizer, early_exit=True)
-    teachers = {
-        teacher: (await gsrm.generator.generate(problem, teacher, domain=DOMAIN)).structure
-        for problem, teacher, _student in texts
-    }
+    paths = {teacher: problem for problem, teacher, _student in texts}
+    made = await asyncio.gather(*(gsrm.generator.generate(paths[one], one, domain=DOMAIN) for one in paths))
+    teachers = {teacher: one.structure for teacher, one in zip(paths, made, strict=True)}
     await gsrm.close()
     # As the teacher store does, without those of whom the GSRM says nothing.
     texts = [one for one in texts if teachers[one[1]].steps]
@@ -100,32 +124,40 @@ async def _measure(url: str, size: int, tokenizer: Tokenizer) -> list[tuple[Text
         return score_structure(found.verdicts, num_teacher_steps=len(teachers[teacher].steps)).value
 
     scores: dict[str, list[float]] = {}
-    ways: list[tuple[str, Callable[[Texts, Gsrm], Awaitable[float]], bool]] = [
-        ("released pattern, all at once", released, False),
-        ("ours, without early exit", ours, False),
-        ("ours", ours, True),
+    ways: list[tuple[str, Callable[[Texts, Gsrm], Awaitable[float]], bool, int]] = [
+        *([("released pattern, in a loop", released, False, LOOPS)] if size <= LOOP_UP_TO else []),
+        ("released pattern, all at once", released, False, size),
+        (WHOLE, ours, False, size),
+        ("ours", ours, True, size),
     ]
-    for name, way, early_exit in ways:
-        gsrm = _connect(url, tokenizer, early_exit=early_exit)
+    measured = []
+    for name, way, early_exit, at_a_time in ways:
+        gsrm, room = _connect(url, tokenizer, early_exit=early_exit), asyncio.Semaphore(at_a_time)
+
+        async def score(one: Texts, way: Any = way, gsrm: Gsrm = gsrm, room: asyncio.Semaphore = room) -> float:
+            async with room:
+                return float(await way(one, gsrm))
+
+        _empty_prefix_cache(url)
         before, started, cpu = _counters(url), time.perf_counter(), time.process_time()
-        scores[name] = list(await asyncio.gather(*(way(one, gsrm) for one in texts)))
+        scores[name] = list(await asyncio.gather(*map(score, texts)))
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu
         await gsrm.close()
         after = _counters(url)
-        whole = scores.get("ours, without early exit", scores[name])
-        row = {
+        measured.append({
             "way": name,
             "responses": len(texts),
             "wall_s": round(wall, 2),
             **{key: round(after[key] - before[key]) for key in after},
             "cpu_ms_per_response": round(1000 * cpu / len(texts), 2),
             "mean_score": round(sum(scores[name]) / len(texts), 4),
-            "same_score_as_full_decoding": round(
-                sum(a == b for a, b in zip(scores[name], whole, strict=True)) / len(texts), 4
-            ),
-        }
-        print(json.dumps(row), flush=True)
-    return list(tokens.items())
+        })  # fmt: skip
+    for row in measured:
+        same = [a == b for a, b in zip(scores[str(row["way"])], scores[WHOLE], strict=True)]
+        rows.append({**row, "same_score_as_full_decoding": round(sum(same) / len(same), 4)})
+        print(json.dumps(rows[-1]), flush=True)
+    # Students may say the same: as often as they do.
+    return [(one, tokens[one]) for one in texts]
 
 
 def _connect(url: str, tokenizer: Tokenizer, *, early_exit: bool) -> Gsrm:
@@ -136,7 +168,7 @@ def _connect(url: str, tokenizer: Tokenizer, *, early_exit: bool) -> Gsrm:
             early_exit=early_exit, timeout_s=3600,
         ),
         matcher=MatcherConfig(prompt_dir=prompts, timeout_s=3600),
-        retry=RetryConfig(max_attempts=1),
+        retry=RetryConfig(deadline_s=3600),
     )  # fmt: skip
     return connect(config, math_equal=_cannot_say, tokenizer=tokenizer)
 
@@ -147,6 +179,10 @@ def _judge_text(field: Field, student: str, teacher: str) -> str:
 
 async def _cannot_say(_first: str, _second: str) -> None:
     return None
+
+
+def _empty_prefix_cache(url: str) -> None:
+    urllib.request.urlopen(url.removesuffix("/v1") + "/reset_prefix_cache", data=b"", timeout=60).close()
 
 
 def _counters(url: str) -> dict[str, float]:

@@ -4,7 +4,7 @@
     python -m benchmarks.reward_path --model DIR            a real vLLM with a GSRM (see real_model)
 
 Wall time counts from handing all responses over to the last score, latency from there to each score. CPU is that of
-the worker processes, without the server's.
+the worker processes; the server's and that of everything else on the machine are told apart.
 """
 
 from __future__ import annotations
@@ -24,8 +24,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.model_server import STEPS, Rates, structure_text
 from benchmarks.released_pattern import structure_score
+from benchmarks.reward_table import (
+    ALL_WAYS_UP_TO,
+    HALF,
+    LOOP_UP_TO,
+    MATCH,
+    OURS,
+    RELEASED,
+    RELEASED_LOOP,
+    WHOLE,
+    Measured,
+    Way,
+    aims,
+    plot,
+    table,
+)
 from verl_rlkd.accuracy import Grade
 from verl_rlkd.config import GeneratorConfig, RetryConfig, RlkdConfig
 from verl_rlkd.errors import GeneratorError, MatcherError
@@ -34,7 +51,6 @@ from verl_rlkd.gsrm.connection import connect
 from verl_rlkd.gsrm.generator import StructureGenerator
 from verl_rlkd.gsrm.scorer import ResponseScorer, ScoringRequest
 from verl_rlkd.parsing import parse_structure
-from verl_rlkd.report.plots import Curve, curves_figure, save_figure
 
 RESULTS = Path(__file__).parent / "results"
 STANDARD = Rates()
@@ -72,23 +88,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Way:
-    """How responses are scored."""
-
-    name: str
-    released: bool = False
-    one_by_one: bool = False
-    """One response at a time per worker, as a reward function in a loop does."""
-    early_exit: bool = True
-
-
-RELEASED_LOOP = Way("released pattern, in a loop", released=True, one_by_one=True)
-RELEASED = Way("released pattern, all at once", released=True)
-WHOLE = Way("ours, without early exit", early_exit=False)
-OURS = Way("ours")
-
-
-@dataclass(frozen=True)
 class Scored:
     score: float
     seconds: float
@@ -96,75 +95,55 @@ class Scored:
     reused: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One row of the table."""
-
-    way: str
-    matching: str
-    responses: int
-    workers: int
-    wall_s: float
-    floor_s: float
-    """The tokens that decide the scores, as one batch that was all there from the beginning."""
-    generated_tokens: int
-    prompt_tokens: int
-    computed_prompt_tokens: int
-    requests: int
-    judgements: int
-    reused: float
-    p50_s: float
-    p95_s: float
-    p99_s: float
-    cpu_ms_per_response: float
-    cpu_ms_per_call: float
-    most_running: int
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 512, 8192])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 16, 8], help="the last one for the largest sizes")
-    parser.add_argument("--released-up-to", type=int, default=64, help="largest size for the released pattern")
-    parser.add_argument("--out", type=Path, default=RESULTS / "token_rate_server.json")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[1, 16, 8], help=f"all at {ALL_WAYS_UP_TO}, else the last"
+    )
+    parser.add_argument("--replicas", type=int, default=2, help=f"of the server, above {ALL_WAYS_UP_TO} responses")
     parser.add_argument("--model", type=Path, help="a GSRM's folder: measure with vLLM instead")
+    parser.add_argument("--out", type=Path, help="default: in results/")
     arguments = parser.parse_args()
     if arguments.model:
         from benchmarks.real_model import measure_with_vllm
 
-        measure_with_vllm(arguments.model, arguments.sizes)
+        measure_with_vllm(arguments.model, arguments.sizes, arguments.out or RESULTS / "vllm.json")
         return
+    started = time.perf_counter()
     rows: list[Measured] = []
     with model_server() as url:
-        for matching, size, workers in cases(arguments.sizes, arguments.workers):
-            ways = [OURS]
-            if size <= arguments.released_up_to and workers == arguments.workers[-1]:
-                loop = [RELEASED_LOOP] if matching.startswith("half") else []
-                ways = [*loop, RELEASED, WHOLE, OURS]
+        for matching, size, workers, ways in cases(arguments.sizes, arguments.workers):
+            rates = STANDARD.times(arguments.replicas if size > ALL_WAYS_UP_TO else 1)
             scores = {}
             for way in ways:
-                row, scores[way.name] = measure(url, way, matching, size, workers)
+                row, scores[way.name] = measure(url, way, matching, size, workers, rates)
                 rows.append(row)
                 print(json.dumps(asdict(row)), flush=True)
             first = next(iter(scores.values()))
             assert all(found == first for found in scores.values()), "the ways found different scores"
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
-    print_table(rows)
-    plot(rows, arguments.out.with_suffix(".png"))
+    out = arguments.out or RESULTS / "token_rate_server.json"
+    out.parent.mkdir(exist_ok=True)
+    plot(rows, out.with_suffix(".png"))
+    seconds = time.perf_counter() - started
+    measured = {"seconds": seconds, "rows": [asdict(row) for row in rows]}
+    out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    print("\n".join([*table(rows), "", *aims(rows, seconds)]))
 
 
-def cases(sizes: Sequence[int], workers: Sequence[int]) -> Iterator[tuple[str, int, int]]:
-    for matching in ("half leave by step 2", "all match"):
-        for size in sizes if matching.startswith("half") else sizes[:1]:
-            for count in workers if size <= 512 and matching.startswith("half") else workers[-1:]:
-                yield matching, size, count
+def cases(sizes: Sequence[int], workers: Sequence[int]) -> Iterator[tuple[str, int, int, list[Way]]]:
+    """What is measured: how many match, responses, workers, and by which ways."""
+    for matching in (HALF, MATCH):
+        for size in sizes if matching == HALF else sizes[:1]:
+            if size == ALL_WAYS_UP_TO:
+                yield from ((matching, size, count, [OURS]) for count in workers[:-1])
+            ways = [RELEASED, WHOLE, OURS] if size <= ALL_WAYS_UP_TO else [OURS]
+            yield matching, size, workers[-1], [RELEASED_LOOP, *ways] if size <= LOOP_UP_TO else ways
 
 
 def jobs_of(matching: str, size: int) -> list[Job]:
     """Of each group, half differ from step 1 or 2 on; or none does."""
-    half = matching.startswith("half")
-    return [Job(n, 1 + n // 2 % 2 if half and n % 2 else ALWAYS) for n in range(size)]
+    return [Job(n, 1 + n // 2 % 2 if matching == HALF and n % 2 else ALWAYS) for n in range(size)]
 
 
 def measure(
@@ -175,22 +154,24 @@ def measure(
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers) as pool:
         pool.map(_warm_up, range(workers), chunksize=1)
-        reset(url, rates)
+        server_cpu_s, busy_s = reset(url, rates)["cpu_s"], _busy_s()
         started = time.perf_counter()
         # Shares as verl gives them out: a row of whole groups.
         share = -(-size // workers)
-        shares = [(url, way, jobs[at : at + share], workers) for at in range(0, size, share)]
+        shares = [(url, way, jobs[at : at + share], workers, rates.batch) for at in range(0, size, share)]
         parts = pool.starmap(_work, shares, chunksize=1)
-        wall_s = time.perf_counter() - started
+        wall_s, busy_s = time.perf_counter() - started, _busy_s() - busy_s
     totals = reset(url, rates)
+    server_cpu_s = totals["cpu_s"] - server_cpu_s
     scored = [one for part, _cpu in parts for one in part]
-    cpu_ms = 1000 * sum(cpu for _part, cpu in parts)
+    cpu_s = sum(cpu for _part, cpu in parts)
     seconds = statistics.quantiles([one.seconds for one in scored], n=100)
     return Measured(
         way=way.name,
         matching=matching,
         responses=size,
         workers=workers,
+        replicas=rates.batch // STANDARD.batch,
         wall_s=wall_s,
         floor_s=floor_s(jobs, rates),
         **{name: totals[name] for name in (
@@ -200,8 +181,10 @@ def measure(
         p50_s=seconds[49],
         p95_s=seconds[94],
         p99_s=seconds[98],
-        cpu_ms_per_response=cpu_ms / size,
-        cpu_ms_per_call=cpu_ms / max(totals["requests"], 1),
+        cpu_ms_per_response=1000 * cpu_s / size,
+        cpu_ms_per_call=1000 * cpu_s / totals["requests"],
+        server_cpu_ms_per_call=1000 * server_cpu_s / totals["requests"],
+        other_cores=max(busy_s - cpu_s - server_cpu_s, 0.0) / wall_s,
     ), [one.score for one in scored]  # fmt: skip
 
 
@@ -233,21 +216,27 @@ def reset(url: str, rates: Rates) -> dict[str, Any]:
     return totals
 
 
+def _busy_s() -> float:
+    """CPU seconds of the whole machine so far."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
+
+
 def _warm_up(_worker: int) -> None:
     time.sleep(0.5)  # so that no worker takes another one's share
 
 
-def _work(url: str, way: Way, jobs: Sequence[Job], workers: int) -> tuple[list[Scored], float]:
+def _work(url: str, way: Way, jobs: Sequence[Job], workers: int, in_flight: int) -> tuple[list[Scored], float]:
     """In a worker process: what came out, and this process's CPU seconds."""
     before = time.process_time()
-    return asyncio.run(_score_all(url, way, jobs, workers)), time.process_time() - before
+    return asyncio.run(_score_all(url, way, jobs, workers, in_flight)), time.process_time() - before
 
 
-async def _score_all(url: str, way: Way, jobs: Sequence[Job], workers: int) -> list[Scored]:
+async def _score_all(url: str, way: Way, jobs: Sequence[Job], workers: int, in_flight: int) -> list[Scored]:
     config = RlkdConfig(
         generator=GeneratorConfig(early_exit=way.early_exit),
         retry=RetryConfig(deadline_s=3600),
-        max_in_flight=STANDARD.batch,
+        max_in_flight=in_flight,
     )
     started = time.perf_counter()
     if way.released:
@@ -295,39 +284,6 @@ async def _right(_response: str, _gold: str | None, _source: str) -> Grade:
 
 async def _cannot_say(_first: str, _second: str) -> None:
     return None
-
-
-def print_table(rows: Sequence[Measured]) -> None:
-    """As in README.md: Markdown."""
-    print(
-        "| responses | workers | | wall s | of the floor | generated | prompt (computed) | judged | reused | "
-        "p50 / p95 / p99 s | CPU ms per response / call |\n|---|---|---|---|---|---|---|---|---|---|---|"
-    )
-    for row in rows:
-        print(
-            f"| {row.responses:,}, {row.matching} | {row.workers} | {row.way} | {row.wall_s:.1f} | "
-            f"{row.wall_s / row.floor_s:.1f} x | {row.generated_tokens:,} | {row.prompt_tokens:,} "
-            f"({row.computed_prompt_tokens:,}) | {row.judgements:,} | {row.reused:.0f} | "
-            f"{row.p50_s:.1f} / {row.p95_s:.1f} / {row.p99_s:.1f} | "
-            f"{row.cpu_ms_per_response:.1f} / {row.cpu_ms_per_call:.2f} |"
-        )
-
-
-def plot(rows: Sequence[Measured], path: Path) -> None:
-    """Wall time by number of responses, both axes logarithmic."""
-    half = [row for row in rows if row.matching.startswith("half")]
-    half = [row for row in half if row.workers == half[-1].workers]
-    curves = [
-        Curve(way, *zip(*((row.responses, row.wall_s) for row in half if row.way == way), strict=True))
-        for way in dict.fromkeys(row.way for row in half)
-    ]
-    ours = [row for row in half if row.way == OURS.name]
-    curves.append(Curve("floor", [row.responses for row in ours], [row.floor_s for row in ours]))
-    figure = curves_figure(
-        curves, title="Reward path: half of the responses leave by step 2", x_label="responses", y_label="seconds",
-        logarithmic=True,
-    )  # fmt: skip
-    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,11 @@ import pytest
 from benchmarks.hostile_corpus import read_corpus
 from benchmarks.hostile_text import DEFENCES, RESULT, Gullible, attack_both, with_total
 from benchmarks.model_server import Rates
-from benchmarks.reward_path import OURS, RELEASED, measure, model_server
+from benchmarks.real_model import table as vllm_table
+from benchmarks.reward_path import RESULTS, measure, model_server
+from benchmarks.reward_table import HALF, OURS, RELEASED, RELEASED_LOOP, Measured, aims, table
+
+README = RESULTS.parent / "README.md"
 
 
 def test_the_floor_is_the_time_of_one_batch() -> None:
@@ -18,15 +22,34 @@ def test_the_floor_is_the_time_of_one_batch() -> None:
     assert rates.floor([30, 10, 30], 500) == pytest.approx(0.5 + 30 * 0.012 + 10 * 0.011)
 
 
+def test_replicas_take_the_time_of_one_with_their_share_of_the_load() -> None:
+    rates = Rates(prefill=1000, step_s=0.01, step_s_per_sequence=0.001, batch=2)
+    assert rates.times(2).floor([30, 10, 30] * 2, 1000) == pytest.approx(rates.floor([30, 10, 30], 500))
+
+
 def test_ours_finds_the_scores_of_the_released_pattern_with_fewer_tokens() -> None:
     fast = Rates(prefill=10**6, step_s=0.0005, step_s_per_sequence=0.0)
     with model_server() as url:
-        released, expected = measure(url, RELEASED, "half leave by step 2", 8, 2, fast)
-        ours, found = measure(url, OURS, "half leave by step 2", 8, 2, fast)
+        released, expected = measure(url, RELEASED, HALF, 8, 2, fast)
+        ours, found = measure(url, OURS, HALF, 8, 2, fast)
     # Odd ones differ from step 1 or 2 on: 0 / 8 or 1 / 8.
     assert found == expected == [1, 0, 1, 0.125, 1, 0, 1, 0.125]
     assert ours.generated_tokens * 3 < released.generated_tokens
     assert ours.most_running > 2
+
+
+def test_the_documents_say_what_was_measured() -> None:
+    read = json.loads((RESULTS / "token_rate_server.json").read_text(encoding="utf-8"))
+    rows = [Measured(**row) for row in read["rows"]]
+    vllm = json.loads((RESULTS / "vllm.json").read_text(encoding="utf-8"))["rows"]
+    lines = README.read_text(encoding="utf-8").splitlines()
+    targets = aims(rows, read["seconds"])
+    assert len(targets) == 9
+    assert {*table(rows), *targets, *vllm_table(vllm)} <= set(lines)
+    first = {row.way: row for row in reversed(rows) if (row.matching, row.responses) == (HALF, 64)}
+    how_fast = (README.parents[1] / "README.md").read_text(encoding="utf-8").split("## How fast")[1].split("\n## ")[0]
+    for way in (RELEASED_LOOP, RELEASED):
+        assert f" {first[way.name].wall_s / first[OURS.name].wall_s:.1f} times" in " ".join(how_fast.split())
 
 
 def test_a_gullible_model_is_fooled_less_by_each_defence_and_least_by_all() -> None:

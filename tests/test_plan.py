@@ -13,7 +13,7 @@ from PIL import Image
 
 from verl_rlkd.plan.advice import advise
 from verl_rlkd.plan.gpus import GPUS, Gpu
-from verl_rlkd.plan.memory import ASLEEP, CONTEXT, Layout, Phase, Server, Trainer, phases, shortages
+from verl_rlkd.plan.memory import ASLEEP, CONTEXT, Layout, Phase, Server, Trainer, phases, shortages, tight
 from verl_rlkd.plan.models import KNOWN, ModelShape, known_shape, shape_from_config
 from verl_rlkd.plan.timing import Rates, Workload, cost_per_1000_steps, generation_seconds, step_time
 from verl_rlkd.report.plots import COLOURS, save_figure, stacked_figure
@@ -71,6 +71,21 @@ def test_known_models_have_their_published_number_of_parameters(name: str, param
     shape = known_shape(name)
     assert shape is not None
     assert shape.parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [
+        ("Qwen2.5-7B", 131072),
+        ("Qwen2.5-7B-Instruct", 32768),
+        ("Qwen2.5-Math-7B", 4096),
+        ("Qwen2.5-Math-7B-Instruct", 4096),
+    ],
+)
+def test_known_models_have_their_positions(name: str, positions: int) -> None:
+    shape = known_shape(name)
+    assert shape is not None
+    assert shape.positions == positions
 
 
 def test_a_shape_is_read_from_a_config() -> None:
@@ -160,6 +175,12 @@ def test_what_does_not_fit_is_told_with_numbers() -> None:
     (line,) = shortages(layout(reward=small), H100)
     assert line == "the GSRM's KV cache holds 2,798 tokens, fewer than one sequence's 32,768"
     assert small.kv_tokens(H100) == 2798
+
+
+def test_what_fits_with_less_than_a_tenth_to_spare_is_told() -> None:
+    assert tight(layout(), H100) == []
+    assert tight(layout(rollout=server(share=0.8)), H100) == ["rollout on the training GPUs: 77.0 GiB of 79.1 GiB"]
+    assert tight(layout(rollout=server(share=0.9)), H100) == []  # does not fit
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)

@@ -16,7 +16,7 @@ import typer
 from verl_rlkd.errors import ConfigError
 from verl_rlkd.plan.advice import advise
 from verl_rlkd.plan.gpus import GIB, GPUS, Gpu
-from verl_rlkd.plan.memory import Layout, phases, shortages
+from verl_rlkd.plan.memory import Layout, phases, shortages, tight
 from verl_rlkd.plan.timing import Rates, StepTime, Workload, cost_per_1000_steps, step_time
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def _as_json(
         "gpus": layout.gpus,
         "fits": not missing,
         "missing": missing,
+        "tight": tight(layout, gpu),
         "changes": [change.setting for change in changes],
         "changes_are_enough": enough,
         "phases": [
@@ -130,6 +131,8 @@ def _print(layout: Layout, gpu: Gpu, work: Workload, rates: Rates, seconds: Step
     _print_memory(console, layout, gpu)
     for line in missing:
         console.print(f"[red]does not fit[/red]  {line}", highlight=False, soft_wrap=True)
+    for line in tight(layout, gpu):
+        console.print(f"[yellow]       tight[/yellow]  {line}", highlight=False, soft_wrap=True)
     changes, enough = advise(layout, gpu)
     for change in changes:
         console.print(f"      change  {change.setting}  ({change.why})", highlight=False, soft_wrap=True)

@@ -72,7 +72,9 @@ def problems(config: DictConfig) -> list[ConfigError | DataError]:
         try:
             check(config, rlkd)
         except (ConfigError, DataError) as error:
-            found.append(error)
+            # Two checks may read the same broken file.
+            if str(error) not in map(str, found):
+                found.append(error)
     return found
 
 

@@ -40,6 +40,9 @@ LOGIT_BYTES = {
 """Per token and vocabulary entry. FSDP: logits, their copy divided by the temperature, and the gradient, or for the
 entropy probabilities and a product, each in bfloat16. Megatron: bfloat16 logits, a float32 copy and its gradient."""
 
+TIGHT = 0.9
+"""Of a GPU's memory; a training GPU that is planned to be fuller fits on paper only."""
+
 PoolName = Literal["training", "rollout", "reward"]
 GROUPS = {
     "actor": ("actor's weights", "gradients", "optimizer", "reference"),
@@ -314,11 +317,7 @@ def _without_zeros(parts: Mapping[str, float]) -> dict[str, float]:
 
 def shortages(layout: Layout, gpu: Gpu) -> list[str]:
     """What does not fit, one line each with its numbers; empty if all does."""
-    found = [
-        f"{phase.name} on the {phase.pool} GPUs: {phase.total / GIB:.1f} GiB of {gpu.memory_gib:.1f} GiB"
-        for phase in phases(layout, gpu)
-        if phase.total > gpu.memory
-    ]
+    found = [_told(phase, gpu) for phase in phases(layout, gpu) if phase.total > gpu.memory]
     for name, server in (("rollout", layout.rollout), ("GSRM", layout.reward)):
         if server is not None and server.kv_tokens(gpu) < server.context:
             found.append(
@@ -326,3 +325,13 @@ def shortages(layout: Layout, gpu: Gpu) -> list[str]:
                 f"{server.context:,}"
             )
     return found
+
+
+def tight(layout: Layout, gpu: Gpu) -> list[str]:
+    """What fits with less than a tenth to spare, one line each."""
+    training = (phase for phase in phases(layout, gpu) if phase.pool == "training")
+    return [_told(phase, gpu) for phase in training if TIGHT * gpu.memory < phase.total <= gpu.memory]
+
+
+def _told(phase: Phase, gpu: Gpu) -> str:
+    return f"{phase.name} on the {phase.pool} GPUs: {phase.total / GIB:.1f} GiB of {gpu.memory_gib:.1f} GiB"

@@ -93,7 +93,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
 def _qwen2(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int) -> ModelShape:
     return ModelShape(
         hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=hidden // heads,
-        intermediate=intermediate, vocabulary=vocabulary, positions=32768, qkv_bias=True,
+        intermediate=intermediate, vocabulary=vocabulary, positions=131072, qkv_bias=True,
     )  # fmt: skip
 
 
@@ -113,15 +113,21 @@ KNOWN = {
     "Qwen2.5-32B": _QWEN_32,
     "Qwen2.5-Math-1.5B": replace(_QWEN_1, positions=4096),
     "Qwen2.5-Math-7B": replace(_QWEN_7, positions=4096),
-    "DeepSeek-R1-Distill-Qwen-1.5B": replace(_QWEN_1, positions=131072, tied=False),
-    "DeepSeek-R1-Distill-Qwen-7B": replace(_QWEN_7, positions=131072),
-    "DeepSeek-R1-Distill-Qwen-14B": replace(_QWEN_14, positions=131072),
-    "DeepSeek-R1-Distill-Qwen-32B": replace(_QWEN_32, positions=131072),
-    "QwQ-32B": replace(_QWEN_32, positions=40960),
+    "DeepSeek-R1-Distill-Qwen-1.5B": replace(_QWEN_1, tied=False),
+    "DeepSeek-R1-Distill-Qwen-7B": _QWEN_7,
+    "DeepSeek-R1-Distill-Qwen-14B": _QWEN_14,
+    "DeepSeek-R1-Distill-Qwen-32B": _QWEN_32,
+    "QwQ-32B": _QWEN_32,
 }
-"""Name without its owner and without "-Instruct" -> the numbers of its public config.json."""
+"""Name without its owner and without "-Instruct" -> the numbers of its public config.json; positions where they are
+few, and otherwise no fewer than there, so that nothing is refused that the model can do."""
+_INSTRUCT_POSITIONS = 32768
 
 
 def known_shape(name: str) -> ModelShape | None:
     """The shape of a model of the hub by its name; None if it is not in the table."""
-    return KNOWN.get(name.rstrip("/").rsplit("/", 1)[-1].removesuffix("-Instruct"))
+    last = name.rstrip("/").rsplit("/", 1)[-1]
+    shape = KNOWN.get(last.removesuffix("-Instruct"))
+    if shape is None or not last.endswith("-Instruct"):
+        return shape
+    return replace(shape, positions=min(shape.positions, _INSTRUCT_POSITIONS))

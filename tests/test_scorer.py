@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stub_server import StubServer
+from stub_server import Payload, StubServer, is_judge
 
 from verl_rlkd.accuracy import Grade
 from verl_rlkd.config import GeneratorConfig, RetryConfig, RlkdConfig
@@ -160,12 +160,15 @@ def test_workers_share_one_limit_and_the_deadline_of_those_who_wait_does_not_run
 
 
 def test_judgements_have_room_while_every_structure_is_still_written() -> None:
-    responses = [f"<think>\nJUDGE_SAYS_NO {n}\n</think>\n<answer>\n4\n</answer>" for n in range(3)]
-    # Of 4, 3 are structures: all of them are busy with step 2 when step 1 is judged.
-    with StubServer(latency_s=lambda payload: 5.0 if "prompt" in payload else 0.0) as stub:
-        seconds = score_many(stub, [replace(REQUEST, response=one) for one in responses], RlkdConfig(max_in_flight=4))
+    def latency_s(payload: Payload) -> float:
+        return 0.1 if is_judge(payload) else 10.0 if "prompt" in payload else 0.0
+
+    requests = [replace(one, teacher=Structure(TEACHER.steps[:1])) for one in different(3)]
+    with StubServer(latency_s=latency_s) as stub:
+        # Of 4, 3 are structures: all of them are busy with step 2 while the parts of step 1 are judged one by one.
+        seconds = score_many(stub, requests, RlkdConfig(max_in_flight=4))
         assert len(stub.continuations) == 3
-    assert max(seconds) < 5.0
+    assert max(seconds) < 10.0
 
 
 def test_one_long_response_does_not_hold_up_the_others() -> None:

@@ -19,6 +19,7 @@ from stub_server import Answer, StubServer, completion, verdict
 from tiny_policy import make_tiny_policy
 
 from verl_rlkd.checks import Check
+from verl_rlkd.integration import versions
 from verl_rlkd.integration.doctor import configuration, installation, services
 from verl_rlkd.types import Step
 
@@ -133,6 +134,15 @@ def test_versions(
     checks = installation.versions()
     assert [check.status for check in checks] == statuses
     assert re.search(detail, checks[0].detail)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_another_version_in_a_worker_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = versions.installed()
+    monkeypatch.setattr(installation, "installed", lambda: {**worker, "verl": "0.0.1"})
+    check = installation.plugin_in_ray()
+    assert (check.status, check.cure) == ("failed", "install the same versions on every node")
+    assert check.detail == f"a Ray worker has verl {worker['verl']}, the driver 0.0.1"
 
 
 def found(checks: list[Check], name: str) -> Check:

@@ -23,6 +23,7 @@ from verl_rlkd.data.sources import last_boxed
 from verl_rlkd.data.validation import validate_data
 from verl_rlkd.errors import ConfigError, DataError
 from verl_rlkd.gsrm.store import TeacherStore, prompt_key
+from verl_rlkd.rewards import format_reward
 
 TRACES = Path(__file__).parents[1] / "recipes" / "cpu_demo" / "traces.jsonl"
 Row = dict[str, Any]
@@ -85,8 +86,22 @@ def test_openr1_takes_the_first_verified_generation(tmp_path: Path, suffix: str)
         "split": "train",
     }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "report.json", "traces.parquet", "train.parquet"
+        "report.json", "sft.parquet", "traces.parquet", "train.parquet"
     ]  # fmt: skip
+
+
+def test_the_teachers_responses_have_the_format_that_is_rewarded(tmp_path: Path) -> None:
+    whole = plain(2, reasoning="<think>\nwhole\n</think>\nIt is four")
+    run(write(tmp_path / "a.jsonl", [plain(1), whole, plain(3), plain(4)]), tmp_path / "out", val_share=0.5)
+    rows, train = made(tmp_path / "out", "sft"), made(tmp_path / "out", "train")
+    assert 0 < len(rows) < 4
+    assert [row["messages"][:-1] for row in rows] == [row["prompt"] for row in train]  # none of validation
+    for row, given in zip(rows, train, strict=True):
+        answer = given["reward_model"]["ground_truth"]
+        reasoning = "whole" if answer == "4" else f"so {int(answer) // 2} twice"
+        content = row["messages"][-1]["content"]
+        assert content == f"<think>\n{reasoning}\n</think>\n<answer>\n{answer}\n</answer>"
+        assert format_reward(content) == 1.0
 
 
 def test_openthoughts_joins_its_parts_and_finds_the_boxed_answer(tmp_path: Path) -> None:

@@ -56,7 +56,10 @@ def test_no_values_are_refused() -> None:
 def repeated(random: np.random.Generator, mean: float, of_problems: np.ndarray) -> list[list[float]]:
     """Five seeds of a training whose truth is ``mean``; problems and seeds both scatter."""
     of_seeds = random.normal(0, 0.05, size=(5, 1))
-    return (mean + of_seeds + of_problems + random.normal(0, 0.1, size=(5, len(of_problems)))).tolist()
+    values: list[list[float]] = (
+        mean + of_seeds + of_problems + random.normal(0, 0.1, size=(5, len(of_problems)))
+    ).tolist()
+    return values
 
 
 def test_runs_of_one_seed_are_its_problems() -> None:

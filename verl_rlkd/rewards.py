@@ -52,6 +52,11 @@ def split_response(response: str, *, think_prefilled: bool = False) -> SplitResp
     return SplitResponse(reasoning=head.replace("<think>", "", 1).strip(), answer=answer)
 
 
+def formatted_response(reasoning: str, answer: str) -> str:
+    """The response with this path and this final answer that has the whole format reward."""
+    return f"<think>\n{reasoning}\n</think>\n<answer>\n{answer}\n</answer>"
+
+
 def format_reward(response: str, *, think_prefilled: bool = False) -> float:
     r"""1.0 if the response is ``<think>\n...\n</think>\n<answer>\n...\n</answer>`` and nothing else, else 0.0.
 

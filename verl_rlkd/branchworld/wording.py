@@ -12,6 +12,7 @@ from random import Random
 
 from verl_rlkd.branchworld.problems import Problem, Quantity
 from verl_rlkd.branchworld.reasoning import Move
+from verl_rlkd.rewards import formatted_response
 from verl_rlkd.types import Step, Structure
 
 
@@ -101,7 +102,7 @@ def trace_of(problem: Problem, path: Sequence[Move], wording: Wording, random: R
 
 def response_of(trace: str, answer: int) -> str:
     """A trace and an answer in the format that is rewarded."""
-    return f"<think>\n{trace}\n</think>\n<answer>\n{answer}\n</answer>"
+    return formatted_response(trace, str(answer))
 
 
 def _step(problem: Problem, move: Move, wording: Wording) -> Step:

@@ -65,7 +65,7 @@ def _print(report: PrepareReport, out: Path) -> None:
     typer.echo(f"{report.rows} rows read, {report.train} for training, {report.val} for validation ({domains})")
     for drop in report.drops.values():
         typer.echo(f"dropped: {drop.count} rows, {drop.reason}; first {drop.first}")
-    names = ["train.parquet", *(["val.parquet"] if report.val else []), "traces.parquet", "report.json"]
+    names = ["train.parquet", *(["val.parquet"] if report.val else []), "traces.parquet", "sft.parquet", "report.json"]
     typer.echo(f"{out}: {', '.join(names)}")
     if not report.val:
         typer.echo("no validation file: give a larger --val-share, or a val_files of your own")

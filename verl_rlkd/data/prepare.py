@@ -2,6 +2,7 @@
 
     <out>/train.parquet, val.parquet    data_source, prompt, ability, reward_model, extra_info: what verl reads
     <out>/traces.parquet                prompt, problem, trace, domain, answer, split: what `data structure` reads
+    <out>/sft.parquet                   messages: the training prompts and the teacher's responses, for SFT
     <out>/report.json                   settings, counts, and of each kind of drop the first row
 
 The traces have a file of their own, because verl sends every column of a training row through its transfer queue.
@@ -27,6 +28,7 @@ from verl_rlkd.data.problems import normal_problem, split_of
 from verl_rlkd.data.sources import SOURCES, Example, Source, recognise
 from verl_rlkd.errors import ConfigError, DataError
 from verl_rlkd.gsrm.prompting import known_domain
+from verl_rlkd.rewards import formatted_response, split_response
 
 if TYPE_CHECKING:
     import pyarrow
@@ -38,7 +40,7 @@ INSTRUCTION = (
 """What is added to each problem: the response format that format and tag rewards want."""
 DATA_SOURCES = {"openr1": "openr1_math", "openthoughts": "openthoughts", "plain": "verl_rlkd"}
 """Format -> data_source; verl's own scorers know none of these names, so Math-Verify grades them."""
-FILES = ("train.parquet", "val.parquet", "traces.parquet", "report.json")
+FILES = ("train.parquet", "val.parquet", "traces.parquet", "sft.parquet", "report.json")
 """What a folder of ``prepare`` may hold."""
 
 
@@ -199,6 +201,7 @@ def _write(
             name: files.enter_context(ParquetRows(folder / f"{name}.parquet", verl_rows)) for name in ("train", "val")
         }
         traces = files.enter_context(ParquetRows(folder / "traces.parquet", trace_rows))
+        sft = files.enter_context(ParquetRows(folder / "sft.parquet", messages_schema()))
         for source, where, example in _examples(inputs, config, report, advance):
             normal = normal_problem(example.problem)
             digest = hashlib.sha256(normal.encode()).digest()[:16]
@@ -215,6 +218,11 @@ def _write(
             splits[split].add(row, len(example.problem))
             trace = {"prompt": row["prompt"], "problem": example.problem, "trace": example.trace, "domain": domain}
             traces.add({**trace, "answer": example.answer, "split": split}, len(example.trace))
+            if split == "train":
+                path = split_response(example.trace).reasoning
+                response = formatted_response(example.trace.strip() if path is None else path, example.answer)
+                messages = [*row["prompt"], {"role": "assistant", "content": response}]
+                sft.add({"messages": messages}, len(response))
             report.domains[domain] = report.domains.get(domain, 0) + 1
             report.train += split == "train"
             report.val += split == "val"
@@ -303,6 +311,13 @@ def trace_schema() -> pyarrow.Schema:
 
     texts = [(name, pa.string()) for name in ("problem", "trace", "domain", "answer", "split")]
     return pa.schema([("prompt", _messages()), *texts])
+
+
+def messages_schema() -> pyarrow.Schema:
+    """The column of sft.parquet."""
+    import pyarrow as pa
+
+    return pa.schema([("messages", _messages())])
 
 
 def _messages() -> pyarrow.DataType:

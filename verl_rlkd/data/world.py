@@ -28,7 +28,7 @@ from verl_rlkd.branchworld.reasoning import NO_FAULTS, Faults
 from verl_rlkd.branchworld.rows import DOMAIN, IN_DOMAIN, PROMPTS, SHIFTED, Row, Split, draw_pair, draw_row
 from verl_rlkd.data.annotation import sft_example, sft_schema
 from verl_rlkd.data.files import ParquetRows
-from verl_rlkd.data.prepare import trace_schema, verl_schema
+from verl_rlkd.data.prepare import messages_schema, trace_schema, verl_schema
 from verl_rlkd.errors import ConfigError, DataError
 
 STUDENT_FAULTS = Faults(wrong_branch=0.15, wrong_sub_problem=0.15, wrong_answer=0.15, missing_step=0.1)
@@ -129,13 +129,6 @@ def _write(folder: Path, sizes: WorldSizes, seed: int) -> None:
                 field, teacher, student, same = draw_pair(random)
                 pair = {"field": field, "teacher": teacher, "student": student, "label": "yes" if same else "no"}
                 lines.write(json.dumps(pair) + "\n")
-
-
-def messages_schema() -> Any:
-    """The one column of sft.parquet."""
-    import pyarrow as pa
-
-    return pa.schema([sft_schema().field("messages")])
 
 
 def _prompt(row: Row) -> list[dict[str, str]]:

@@ -46,8 +46,8 @@ class Arm:
     name: str
     overrides: tuple[str, ...] = ()
     """Of the recipe."""
-    sft: bool = False
-    """verl's SFT trainer on the teacher's responses, before RL or instead of it."""
+    sft: int = 0
+    """Epochs, in threes, of verl's SFT trainer on the teacher's responses, before RL or instead of it."""
     rl: bool = True
     problems: int | None = None
     """Only so many, again and again; None = all."""
@@ -60,7 +60,10 @@ class Arm:
 
 GRPO = Arm("grpo", ("rlkd.weights.structure=0",))
 RLKD = Arm("rlkd")
-SFT = Arm("sft", sft=True, rl=False)
+# 9 epochs of 256 rows: about as many responses as the updates of 20 steps see, 2,560.
+SFT = Arm("sft", sft=3, rl=False)
+# 3 epochs and 14 steps: the same again.
+SFT_THEN_RLKD = Arm("sft-then-rlkd", ("trainer.total_training_steps=14", "trainer.save_freq=14"), sft=1)
 EXPERIMENTS: Mapping[str, tuple[Arm, ...]] = {
     # Structure : accuracy.
     "reward-ratio": (
@@ -72,7 +75,7 @@ EXPERIMENTS: Mapping[str, tuple[Arm, ...]] = {
     "domain-shift": (GRPO, RLKD, SFT),
     # The same runs as a rule: the question is which of them go the teacher's way.
     "structural-transfer": (SFT, GRPO, RLKD),
-    "baselines": (GRPO, RLKD, SFT, Arm("sft-then-rlkd", sft=True)),
+    "baselines": (GRPO, RLKD, SFT, SFT_THEN_RLKD),
     "data-efficiency": (RLKD, *(Arm(f"problems{n}", problems=n) for n in (32, 3))),
 }
 
@@ -103,8 +106,6 @@ class Plan:
     gsrm_context: int = 1536
     domain: str = "branchworld"
     sft_lr: float = 8e-4
-    sft_epochs: int = 2
-    """A third of them: three times as many are trained, about as many tokens as RL's updates see."""
     sft_length: int = 1024
 
     @property
@@ -222,7 +223,7 @@ def _train(plan: Plan, arm: Arm, seed: int, folder: Path, gsrm: str) -> None:
     folder.mkdir(parents=True)
     student = plan.student
     if arm.sft:
-        student = str(_train_sft(plan, seed, folder))
+        student = str(_train_sft(plan, arm, seed, folder))
     if arm.rl:
         _train_rl(plan, arm, seed, folder, student, gsrm)
     (folder / "trained").touch()
@@ -250,12 +251,12 @@ def _few(plan: Plan, problems: int, folder: Path) -> Path:
     return path
 
 
-def _train_sft(plan: Plan, seed: int, folder: Path) -> Path:
+def _train_sft(plan: Plan, arm: Arm, seed: int, folder: Path) -> Path:
     sft = folder / "checkpoints" / "sft"
     command = [
         sys.executable, "-m", "verl_rlkd.cli", "gsrm", "train", "--plain", "--model", plan.student,
         "--train-files", str(Path(plan.work) / "data" / "sft.parquet"), "--out", str(sft), "--batch-size", "16",
-        "--lr", str(plan.sft_lr), "--epochs", str(plan.sft_epochs), "--max-length", str(plan.sft_length), "--",
+        "--lr", str(plan.sft_lr), "--epochs", str(arm.sft), "--max-length", str(plan.sft_length), "--",
         f"trainer.seed={seed}",
     ]  # fmt: skip
     _run(command, folder / "train.log", {})

@@ -220,7 +220,8 @@ def _point(told: Mapping[str, Any]) -> Point:
 def _trained(arm: Mapping[str, Any]) -> str:
     settings = [*arm["overrides"], *([f"{arm['problems']} problems"] if arm.get("problems") else [])]
     rl = "RL " + " ".join(settings or ["as the recipe says"])
-    return ", then ".join(["SFT on the teachers' traces"] * arm["sft"] + [rl] * arm["rl"])
+    sft = [f"{3 * arm['sft']} epochs of SFT on the teachers' responses"] if arm["sft"] else []
+    return ", then ".join([*sft, *([rl] if arm["rl"] else [])])
 
 
 def _seed(path: Path) -> int:

@@ -73,10 +73,8 @@ def make_experiment(folder: Path, arms: dict[str, float], *, seeds: int = 2) -> 
                     }
                 )  # fmt: skip
     folder.mkdir(parents=True)
-    plan = [
-        {"name": arm, "overrides": [f"weight={arm}"], "sft": "sft" in arm, "rl": arm != "sft", "problems": None}
-        for arm in arms
-    ]
+    sft = {"sft": 1.0, "sft-then-rlkd": 1 / 3}
+    plan = [{"name": arm, "overrides": [f"weight={arm}"], "sft": sft.get(arm, 0.0), "problems": None} for arm in arms]
     (folder / "experiment.json").write_text(json.dumps({"name": folder.name, "arms": plan}), encoding="utf-8")
     results = {"experiment": folder.name, "seeds": list(range(1, seeds + 1)), "figures": figures}
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")

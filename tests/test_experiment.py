@@ -13,14 +13,11 @@ import pytest
 
 from verl_rlkd.cli import main
 from verl_rlkd.errors import ConfigError, DataError, ServiceError
-from verl_rlkd.evaluation.experiment import EXPERIMENTS, GRPO, Plan, run_experiment, runs_done, summarise
+from verl_rlkd.evaluation.experiment import CPU, EXPERIMENTS, GRPO, Plan, run_experiment, runs_done, summarise
 
 
 def plan(work: Path, **changes: object) -> Plan:
-    made = Plan(
-        name="domain-shift", work=str(work), student="student", gsrm="gsrm", config_dir="recipes",
-        config_name="rlkd_miniature_experiment", samples=2,
-    )  # fmt: skip
+    made = dataclasses.replace(CPU, name="domain-shift", work=str(work), student="student", samples=2)
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 

@@ -110,11 +110,9 @@ def test_an_experiment_is_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for title in titles:
         assert f">{title}</text>" in text, title
     assert "<td>sft</td><td>val</td><td>pass@1</td><td>0.500 [0.450, 0.550]</td><td>0.500 0.500</td>" in text
-    assert "<td>sft</td><td>3 epochs of SFT on the teachers&#39; responses</td>" in text
-    assert (
-        "<td>sft-then-rlkd</td><td>3 epochs of SFT on the teachers&#39; responses, then RL weight=sft-then-rlkd</td>"
-        in text
-    )
+    assert "<td>sft</td><td>SFT on the teachers&#39; responses</td>" in text
+    sft_first = "SFT on the teachers&#39; responses for 33% of the updates, then RL weight=sft-then-rlkd"
+    assert f"<td>sft-then-rlkd</td><td>{sft_first}</td>" in text
     # The curves; sft has none.
     assert "grpo (2 runs of 4 steps), sft-then-rlkd (2 runs of 4 steps)</p>" in text
 

@@ -46,9 +46,8 @@ class Arm:
     name: str
     overrides: tuple[str, ...] = ()
     """Of the recipe."""
-    sft: int = 0
-    """Epochs, in threes, of verl's SFT trainer on the teacher's responses, before RL or instead of it."""
-    rl: bool = True
+    sft: float = 0.0
+    """Share of the updates that are SFT on the teacher's responses, in [0, 1]; the rest is RL after it."""
     problems: int | None = None
     """Only so many, again and again; None = all."""
 
@@ -60,10 +59,7 @@ class Arm:
 
 GRPO = Arm("grpo", ("rlkd.weights.structure=0",))
 RLKD = Arm("rlkd")
-# 9 epochs of 256 rows: about as many responses as the updates of 20 steps see, 2,560.
-SFT = Arm("sft", sft=3, rl=False)
-# 3 epochs and 14 steps: the same again.
-SFT_THEN_RLKD = Arm("sft-then-rlkd", ("trainer.total_training_steps=14", "trainer.save_freq=14"), sft=1)
+SFT = Arm("sft", sft=1.0)
 EXPERIMENTS: Mapping[str, tuple[Arm, ...]] = {
     # Structure : accuracy.
     "reward-ratio": (
@@ -73,9 +69,9 @@ EXPERIMENTS: Mapping[str, tuple[Arm, ...]] = {
         Arm("ratio2", ("rlkd.weights.structure=30",)),
     ),
     "domain-shift": (GRPO, RLKD, SFT),
-    # The same runs as a rule: the question is which of them go the teacher's way.
+    # The same runs: the question is which of them go the teacher's way.
     "structural-transfer": (SFT, GRPO, RLKD),
-    "baselines": (GRPO, RLKD, SFT, SFT_THEN_RLKD),
+    "baselines": (GRPO, RLKD, SFT, Arm("sft-then-rlkd", sft=1 / 3)),
     "data-efficiency": (RLKD, *(Arm(f"problems{n}", problems=n) for n in (32, 3))),
 }
 
@@ -86,27 +82,39 @@ class Plan:
 
     name: str
     work: str
-    """Prepared folder: data/, teachers.sqlite."""
+    """Prepared folder: teachers.sqlite; in it or in data/, train.parquet and sft.parquet."""
     student: str
+    """What every arm starts from."""
     gsrm: str
-    """Folder of the GSRM, which also judges; it is served once for all runs."""
+    """Folder of the GSRM, which also judges."""
     config_dir: str
     config_name: str
+    """The recipe of the RL runs."""
+    benchmarks: tuple[str, ...]
+    """What every arm is measured on: files, or names of .parquet files beside the training data."""
     overrides: tuple[str, ...] = ()
     """Of every RL run."""
-    samples: int = 8
-    temperature: float = 0.9
-    top_p: float = 1.0
-    max_tokens: int = 320
-    vllm: str = "--enforce-eager --max-model-len 512 --dtype bfloat16"
-    """Of the server that is evaluated."""
-    gsrm_vllm: str = "--enforce-eager --max-model-len 1536 --dtype bfloat16"
-    structure_tokens: int = 768
+    steps: int
+    """Of an RL run."""
+    sft_epochs: int
+    """In threes, of an SFT run: together about as many responses as an RL run's updates see."""
+    sft_lr: float
+    sft_batch: int
+    sft_length: int
+    samples: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    vllm: str
+    """Options of the server of what is measured."""
+    hosted: bool
+    """Whether the recipe hosts the GSRM; else one server, of ours, has it for all runs."""
+    gsrm_vllm: str
+    """Options of our server of the GSRM."""
+    structure_tokens: int
     """Of a structure at most."""
-    gsrm_context: int = 1536
-    domain: str = "branchworld"
-    sft_lr: float = 8e-4
-    sft_length: int = 1024
+    gsrm_context: int
+    domain: str
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -116,9 +124,15 @@ class Plan:
         return EXPERIMENTS[self.name]
 
     @property
-    def benchmarks(self) -> list[Path]:
-        """What every arm is measured on."""
-        return [Path(self.work) / "data" / f"{name}.parquet" for name in ("val", "shifted")]
+    def data(self) -> Path:
+        """Folder of train.parquet and sft.parquet."""
+        folder = Path(self.work) / "data"
+        return folder if folder.exists() else Path(self.work)
+
+    @property
+    def benchmark_files(self) -> list[Path]:
+        """The files of ``benchmarks``."""
+        return [Path(one) if Path(one).suffix else self.data / f"{one}.parquet" for one in self.benchmarks]
 
     @property
     def store(self) -> Path:
@@ -128,13 +142,68 @@ class Plan:
     @property
     def prompts(self) -> str | None:
         """Folder of prompts of its own, if the prepared folder has one."""
-        folder = Path(self.work) / "data" / "prompts"
+        folder = self.data / "prompts"
         return str(folder) if folder.exists() else None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What all runs share."""
         return {name: value for name, value in json.loads(json.dumps(asdict(self))).items() if name != "name"}
+
+
+CPU = Plan(
+    name="",
+    work="outputs/miniature",
+    student="recipes/miniature/models/student",
+    gsrm="recipes/miniature/models/gsrm",
+    config_dir="recipes",
+    config_name="rlkd_miniature_experiment",
+    benchmarks=("val", "shifted"),
+    steps=20,
+    # 9 epochs of 256 rows for 20 steps of 128 responses.
+    sft_epochs=3,
+    sft_lr=8e-4,
+    sft_batch=16,
+    sft_length=1024,
+    samples=8,
+    temperature=0.9,
+    top_p=1.0,
+    max_tokens=320,
+    vllm="--enforce-eager --max-model-len 512 --dtype bfloat16",
+    hosted=False,
+    gsrm_vllm="--enforce-eager --max-model-len 1536 --dtype bfloat16",
+    structure_tokens=768,
+    gsrm_context=1536,
+    domain="branchworld",
+)
+"""The miniature, on two cores."""
+GPU = Plan(
+    name="",
+    work="outputs/rlkd",
+    student="Qwen/Qwen2.5-Math-1.5B",
+    gsrm="outputs/gsrm/model",
+    config_dir="recipes/gpu",
+    config_name="small-1gpu",
+    benchmarks=("val",),
+    overrides=("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.logger=[console,file]"),
+    # One epoch of the paper's 3,200 problems.
+    steps=100,
+    sft_epochs=1,
+    sft_lr=1e-5,
+    sft_batch=128,
+    sft_length=4096,
+    samples=16,
+    temperature=0.6,
+    top_p=0.95,
+    max_tokens=3072,
+    vllm="--max-model-len 4096",
+    hosted=True,
+    gsrm_vllm="--max-model-len 12288",
+    structure_tokens=6144,
+    gsrm_context=12288,
+    domain="math",
+)
+"""recipes/gpu's student of 1.5B, on one GPU of 80 GB. Not run yet."""
 
 
 def run_experiment(plan: Plan, out: Path, *, seeds: int, announce: Callable[[str], None]) -> dict[str, Any]:
@@ -164,28 +233,33 @@ def run_experiment(plan: Plan, out: Path, *, seeds: int, announce: Callable[[str
         if not (out / f"{arm.name}_{seed}" / "run.json").exists()
     ]
     todo = [run for run in todo if not _copied(plan, *run)]
-    for path in (*plan.benchmarks, plan.store) if todo else ():
+    for path in (*plan.benchmark_files, plan.store) if todo else ():
         if not path.exists():
             raise DataError(f"{path} is not there; prepare it with `python -m recipes.miniature.prepare {plan.work}`")
     out.mkdir(parents=True, exist_ok=True)
     _write(known, settings)
     results = _write(out / "results.json", summarise(out, plan))
     with contextlib.ExitStack() as stack:
-        if todo:
-            options = plan.gsrm_vllm.split()
-            gsrm = stack.enter_context(serve(plan.gsrm, out / "gsrm.log", name="gsrm", options=options))
+        gsrm = stack.enter_context(_served(plan, out)) if todo and not plan.hosted else None
         for number, (arm, seed, folder) in enumerate(todo):
             announce(f"{folder.name}: {len(todo) - number} of {seeds * len(plan.arms)} runs are to do")
             started = time.monotonic()
             _train(plan, arm, seed, folder, gsrm)
             trained_s = time.monotonic() - started
-            _evaluate(plan, arm, folder, gsrm)
+            _evaluate(plan, arm, folder)
+            with contextlib.nullcontext(gsrm) if gsrm else _served(plan, out) as base_url:
+                _structure(plan, folder, base_url)
             told = {"arm": arm.name, "trained": arm.trained, "settings": plan.settings, "seed": seed}
             seconds = {"train_s": round(trained_s), "seconds": round(time.monotonic() - started)}
             _write(folder / "run.json", {**told, **seconds})
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             results = _write(out / "results.json", summarise(out, plan))
     return results
+
+
+def _served(plan: Plan, out: Path) -> contextlib.AbstractContextManager[str]:
+    """Our server of the GSRM; gives its address."""
+    return serve(plan.gsrm, out / "gsrm.log", name="gsrm", options=plan.gsrm_vllm.split())
 
 
 def _copied(plan: Plan, arm: Arm, seed: int, folder: Path) -> bool:
@@ -214,7 +288,7 @@ def runs_done(out: Path, plan: Plan) -> dict[str, dict[int, Path]]:
     return found
 
 
-def _train(plan: Plan, arm: Arm, seed: int, folder: Path, gsrm: str) -> None:
+def _train(plan: Plan, arm: Arm, seed: int, folder: Path, gsrm: str | None) -> None:
     """Leave the weights that the arm ends with in ``folder``."""
     if (folder / "trained").exists():
         return
@@ -224,28 +298,31 @@ def _train(plan: Plan, arm: Arm, seed: int, folder: Path, gsrm: str) -> None:
     student = plan.student
     if arm.sft:
         student = str(_train_sft(plan, arm, seed, folder))
-    if arm.rl:
+    if arm.sft < 1:
         _train_rl(plan, arm, seed, folder, student, gsrm)
     (folder / "trained").touch()
 
 
-def _train_rl(plan: Plan, arm: Arm, seed: int, folder: Path, student: str, gsrm: str) -> None:
+def _train_rl(plan: Plan, arm: Arm, seed: int, folder: Path, student: str, gsrm: str | None) -> None:
     files = [f"data.train_files={_few(plan, arm.problems, folder)}"] if arm.problems else []
+    reward = [f"rlkd.generator.base_url={gsrm}", "rlkd.generator.model=gsrm"] if gsrm else [f"gsrm={plan.gsrm}"]
+    steps = round((1 - arm.sft) * plan.steps)
     command = [
         sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(Path(plan.config_dir).resolve()),
-        "--config-name", plan.config_name, f"work={plan.work}", f"run={folder}",
-        f"actor_rollout_ref.model.path={student}", f"data.seed={seed}", f"rlkd.generator.base_url={gsrm}",
-        "rlkd.generator.model=gsrm", *files, *plan.overrides, *arm.overrides,
+        "--config-name", plan.config_name, f"work={plan.work}", f"actor_rollout_ref.model.path={student}",
+        f"hydra.run.dir={folder}", "hydra.output_subdir=hydra", f"trainer.default_local_dir={folder}/checkpoints",
+        f"trainer.rollout_data_dir={folder}/rollouts", f"rlkd.record_dir={folder}/record",
+        f"trainer.total_training_steps={steps}", f"trainer.save_freq={steps}", f"data.seed={seed}",
+        *reward, *files, *plan.overrides, *arm.overrides,
     ]  # fmt: skip
-    loggers = {"VERL_FILE_LOGGER_PATH": "metrics.jsonl", "TENSORBOARD_DIR": "tensorboard"}
-    _run(command, folder / "train.log", {name: str(folder / file) for name, file in loggers.items()})
+    _run(command, folder / "train.log", {"VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl")})
 
 
 def _few(plan: Plan, problems: int, folder: Path) -> Path:
     """The training problems' first ones, repeated to as many rows as there were."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(Path(plan.work) / "data" / "train.parquet")
+    table = pq.read_table(plan.data / "train.parquet")
     path = folder / "train.parquet"
     pq.write_table(table.take([at % problems for at in range(table.num_rows)]), path)
     return path
@@ -253,10 +330,11 @@ def _few(plan: Plan, problems: int, folder: Path) -> Path:
 
 def _train_sft(plan: Plan, arm: Arm, seed: int, folder: Path) -> Path:
     sft = folder / "checkpoints" / "sft"
+    epochs = max(1, round(arm.sft * plan.sft_epochs))
     command = [
         sys.executable, "-m", "verl_rlkd.cli", "gsrm", "train", "--plain", "--model", plan.student,
-        "--train-files", str(Path(plan.work) / "data" / "sft.parquet"), "--out", str(sft), "--batch-size", "16",
-        "--lr", str(plan.sft_lr), "--epochs", str(arm.sft), "--max-length", str(plan.sft_length), "--",
+        "--train-files", str(plan.data / "sft.parquet"), "--out", str(sft), "--batch-size", str(plan.sft_batch),
+        "--lr", str(plan.sft_lr), "--epochs", str(epochs), "--max-length", str(plan.sft_length), "--",
         f"trainer.seed={seed}",
     ]  # fmt: skip
     _run(command, folder / "train.log", {})
@@ -265,19 +343,22 @@ def _train_sft(plan: Plan, arm: Arm, seed: int, folder: Path) -> Path:
 
 def _weights(arm: Arm, folder: Path) -> Path:
     checkpoints = folder / "checkpoints"
-    if not arm.rl:
+    if arm.sft == 1:
         return checkpoints / "sft" / "1_all" / "model"
     step = (checkpoints / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8").strip()
     return checkpoints / f"global_step_{step}"
 
 
-def _evaluate(plan: Plan, arm: Arm, folder: Path, gsrm: str) -> None:
+def _evaluate(plan: Plan, arm: Arm, folder: Path) -> None:
     command = [
-        sys.executable, "-m", "verl_rlkd.cli", "eval", *map(str, plan.benchmarks), "--out", str(folder / "eval"),
+        sys.executable, "-m", "verl_rlkd.cli", "eval", *map(str, plan.benchmark_files), "--out", str(folder / "eval"),
         "--model", str(_weights(arm, folder)), "--samples", str(plan.samples), "--temperature", str(plan.temperature),
-        "--top-p", str(plan.top_p), "--max-tokens", str(plan.max_tokens), "--instruction", "", "--vllm", plan.vllm,
+        "--top-p", str(plan.top_p), "--max-tokens", str(plan.max_tokens), "--vllm", plan.vllm,
     ]  # fmt: skip
     _run(command, folder / "eval.log", {})
+
+
+def _structure(plan: Plan, folder: Path, gsrm: str) -> None:
     structure_samples(
         folder / "eval",
         store=plan.store,

@@ -220,8 +220,9 @@ def _point(told: Mapping[str, Any]) -> Point:
 def _trained(arm: Mapping[str, Any]) -> str:
     settings = [*arm["overrides"], *([f"{arm['problems']} problems"] if arm.get("problems") else [])]
     rl = "RL " + " ".join(settings or ["as the recipe says"])
-    sft = [f"{3 * arm['sft']} epochs of SFT on the teachers' responses"] if arm["sft"] else []
-    return ", then ".join([*sft, *([rl] if arm["rl"] else [])])
+    if arm["sft"] == 1:
+        return "SFT on the teachers' responses"
+    return f"SFT on the teachers' responses for {arm['sft']:.0%} of the updates, then {rl}" if arm["sft"] else rl
 
 
 def _seed(path: Path) -> int:

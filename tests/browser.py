@@ -20,7 +20,7 @@ import aiohttp
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 START_S = 120
-KEYS = {"Tab": 9, "Enter": 13, "ArrowDown": 40}
+KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowDown": 40}
 
 
 class Chromium:
@@ -69,6 +69,10 @@ class Chromium:
         self._send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._send("Emulation.setEmulatedMedia", features=[scheme])
+
+    def download_to(self, folder: Path) -> None:
+        """Where files that the page saves go."""
+        self._send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def screenshot(self, path: Path) -> None:
         """Write what the window shows."""

@@ -18,6 +18,7 @@ from verl_rlkd.commands.experiment import experiment
 from verl_rlkd.commands.gsrm_annotate import annotate
 from verl_rlkd.commands.gsrm_eval import evaluate_gsrm
 from verl_rlkd.commands.gsrm_eval_matcher import evaluate_matcher
+from verl_rlkd.commands.gsrm_label import label
 from verl_rlkd.commands.gsrm_train import train
 from verl_rlkd.commands.plan import plan
 from verl_rlkd.commands.report import report, watch
@@ -43,6 +44,7 @@ gsrm_app.command("annotate")(annotate)
 gsrm_app.command("train")(train)
 gsrm_app.command("eval")(evaluate_gsrm)
 gsrm_app.command("eval-matcher")(evaluate_matcher)
+gsrm_app.command("label")(label)
 app.add_typer(gsrm_app, name="gsrm")
 app.command("doctor")(doctor)
 app.command("plan")(plan)

@@ -8,6 +8,7 @@ from typing import Any
 
 RESAMPLES = 10_000
 _CHUNK = 1_000
+_NO_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,60 @@ def compare_runs(first: Sequence[Sequence[float]], second: Sequence[Sequence[flo
     # A tolerance, since sums of the same numbers in another order are not the same float.
     beyond = min(int((differences >= -1e-12).sum()), int((differences <= 1e-12).sum()))
     return Comparison(_interval(theirs.mean() - ours.mean(), differences), min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1)))
+
+
+def bootstrap_correlation(
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    ranked: bool = False,
+    groups: Sequence[object] | None = None,
+    seed: int = 0,
+) -> Interval | None:
+    """Pearson's correlation, or Spearman's, and its interval; None where one side is the same everywhere.
+
+    Args:
+        first: One value per row.
+        second: Of the same rows.
+        ranked: Spearman's: Pearson's of the ranks, which each resample ranks for itself; equal values share theirs.
+        groups: What a row belongs to, e.g. its problem; groups are resampled whole. None = each row is its own.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: No row, or not equally many on both sides.
+    """
+    import numpy as np
+
+    x, y = _table([first, second])
+    names = list(groups or range(len(x)))
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+
+    def of(counts: Any) -> Any:
+        return _correlation(_ranks(x, counts), _ranks(y, counts), counts) if ranked else _correlation(x, y, counts)
+
+    (found,) = of(np.ones((1, len(x))))
+    if np.isnan(found):
+        return None
+    resampled = of(_counts(np.random.default_rng(seed), len(places))[:, [places[name] for name in names]])
+    # A resample in which one side is the same everywhere has none.
+    return _interval(found, resampled[~np.isnan(resampled)])
+
+
+def _correlation(x: Any, y: Any, counts: Any) -> Any:
+    """Pearson's, of rows that are there ``counts`` times, ``[resamples]``; NaN where a side does not vary."""
+    import numpy as np
+
+    total = counts.sum(axis=1, keepdims=True)
+    x, y = (side - (counts * side).sum(axis=1, keepdims=True) / total for side in (x, y))
+    both, of_x, of_y = ((counts * a * b).sum(axis=1) for a, b in ((x, y), (x, x), (y, y)))
+    varies = (of_x > _NO_VARIANCE) & (of_y > _NO_VARIANCE)
+    return np.where(varies, both, np.nan) / np.sqrt(np.where(varies, of_x * of_y, 1.0))
+
+
+def _ranks(values: Any, counts: Any) -> Any:
+    """Each row's rank among rows that are there ``counts`` times, ``[resamples, rows]``."""
+    below, equal = values[:, None] < values[None, :], values[:, None] == values[None, :]
+    return counts @ below + (counts @ equal + 1) / 2
 
 
 def _table(runs: Sequence[Sequence[float]]) -> Any:

@@ -101,7 +101,22 @@ class Browser:
         return {name: sorted(found, key=_as_number_or_text) for name, found in values.items() if len(found) > 1}
 
 
-Section = Prose | Table | Plot | Browser
+@dataclass(frozen=True)
+class Labels:
+    """Examples for a person to label, one below the other; a button saves a JSON file of what was chosen."""
+
+    examples: Sequence[Example]
+    keys: Sequence[Mapping[str, Any]]
+    """Per example, what the file says of it beside its label."""
+    name: str
+    """Under which the person's browser remembers what was chosen."""
+    question: str
+    choices: Mapping[str, float]
+    """What is shown -> the label."""
+    heading: str = ""
+
+
+Section = Prose | Table | Plot | Browser | Labels
 
 
 def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:

@@ -11,25 +11,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from verl_rlkd.branchworld.reasoning import NO_FAULTS, true_score
-from verl_rlkd.branchworld.rows import DOMAIN, IN_DOMAIN, PROMPTS, SHIFTED, Row, draw_row
-from verl_rlkd.branchworld.wording import WORDINGS, response_of, trace_of
+from verl_rlkd.branchworld.reasoning import NO_FAULTS
+from verl_rlkd.branchworld.rows import IN_DOMAIN, SHIFTED
 from verl_rlkd.commands.terminal import load_tokenizer
-from verl_rlkd.data.world import STUDENT_FAULTS
-from verl_rlkd.errors import DataError
-from verl_rlkd.gsrm.reward import RLKDReward
-from verl_rlkd.gsrm.scorer import ScoredResponse
+from verl_rlkd.config import MatcherConfig
+from verl_rlkd.evaluation.reward_quality import (
+    CONTEXT_TOKENS,
+    Case,
+    Structured,
+    connected,
+    draw_cases,
+    quality,
+    score,
+    structure,
+)
+from verl_rlkd.gsrm.connection import Gsrm
 from verl_rlkd.integration.serving import serve
 
 MODELS = Path(__file__).parent / "models"
-CONTEXT, MAX_TOKENS = 1536, 768
 
 
 def main() -> None:
@@ -41,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    options = ("--enforce-eager", "--max-model-len", str(CONTEXT), "--dtype", arguments.dtype)
+    options = ("--enforce-eager", "--max-model-len", str(CONTEXT_TOKENS), "--dtype", arguments.dtype)
     with serve(arguments.gsrm, arguments.folder / "server.log", name="gsrm", options=options) as base_url:
         found = asyncio.run(check(base_url, arguments.gsrm, arguments.rows, arguments.seed))
     text = json.dumps(found, indent=2)
@@ -60,65 +65,37 @@ def main() -> None:
 async def check(base_url: str, gsrm: Path, count: int, seed: int) -> dict[str, Any]:
     """``count`` rows of each kind, drawn from ``seed``; training draws from other seeds."""
     random = Random(f"check {seed}")
-    settings = {
-        "generator": {
-            "default_domain": DOMAIN,
-            "prompt_dir": str(PROMPTS),
-            "max_tokens": MAX_TOKENS,
-            "context_tokens": CONTEXT,
-            # Whole structures are measured, not only what the score needs.
-            "early_exit": False,
-        },
-        "matcher": {"prompt_dir": str(PROMPTS)},
-    }
-    with RLKDReward(base_url, "gsrm", config=settings, tokenizer=load_tokenizer(gsrm)) as reward:
-        faulty = [draw_row(random, faults=STUDENT_FAULTS) for _ in range(count)]
-        scored = await score_all(reward, faulty, random)
-        truth = [true_score(row.path, row.teacher).value for row, _ in scored]
-        values = [one.structure.value if one.structure else 0.0 for _, one in scored]
+    with connected(base_url, load_tokenizer(gsrm)) as server:
+        faulty = await structure_all(server, draw_cases(random, count))
+        threshold = MatcherConfig().threshold
+        scored = quality(await asyncio.gather(*(score(server, one, [threshold]) for one in faulty)), threshold)
         found: dict[str, Any] = {
             "rows": count,
-            "teachers_without_structure": count - len(scored),
-            "faults": exact(scored),
-            "correlation": round(statistics.correlation(values, truth), 4),
-            "equal_scores": round(statistics.mean(abs(a - b) < 1e-9 for a, b in zip(values, truth, strict=True)), 4),
-            "mean_true": round(statistics.mean(truth), 4),
-            "mean_scored": round(statistics.mean(values), 4),
+            "teachers_without_structure": count - len(faulty),
+            "faults": exact(faulty),
+            "correlation": round(scored.correlation.mean, 4) if scored.correlation else 0.0,
+            "equal_scores": round(scored.equal.mean, 4),
+            "mean_true": round(scored.mean_true, 4),
+            "mean_scored": round(scored.mean_scored.mean, 4),
         }
         for name, split in (("teacher", IN_DOMAIN), ("shifted", SHIFTED)):
-            rows = [draw_row(random, split, faults=NO_FAULTS) for _ in range(count)]
-            found[name] = exact(await score_all(reward, rows, random))
+            cases = draw_cases(random, count, split=split, faults=NO_FAULTS)
+            found[name] = exact(await structure_all(server, cases))
+        await server.close()
     return found
 
 
-async def score_all(reward: RLKDReward, rows: Sequence[Row], random: Random) -> list[tuple[Row, ScoredResponse]]:
-    """Every row's response against the teacher's trace in a wording of its own, both structured by the GSRM.
-
-    Rows whose teacher the GSRM finds no step in are left out: `data structure` leaves them out of training.
-    """
-    teachers = [
-        response_of(trace_of(row.problem, row.teacher, random.choice(WORDINGS), random), row.problem.answer)
-        for row in rows
-    ]
-    calls = [
-        reward.score_async(row.response, problem=row.problem_text, teacher=teacher)
-        for row, teacher in zip(rows, teachers, strict=True)
-    ]
-    scored: list[tuple[Row, ScoredResponse]] = []
-    for row, one in zip(rows, await asyncio.gather(*calls, return_exceptions=True), strict=True):
-        if isinstance(one, ScoredResponse):
-            scored.append((row, one))
-        elif not isinstance(one, DataError):
-            raise one
-    return scored
+async def structure_all(gsrm: Gsrm, cases: Sequence[Case]) -> list[Structured]:
+    """All but those whose teacher the GSRM finds no step in: `data structure` leaves them out of training."""
+    found = await asyncio.gather(*(structure(gsrm, case) for case in cases))
+    return [one for one in found if one.teacher.steps]
 
 
-def exact(scored: Sequence[tuple[Row, ScoredResponse]]) -> dict[str, float]:
+def exact(structured: Sequence[Structured]) -> dict[str, float]:
     """How much of the true structures was written to the letter."""
     steps = pairs = total = whole = 0
-    for row, one in scored:
-        true = row.structure.steps
-        written = one.student.steps if one.student else ()
+    for one in structured:
+        true, written = one.case.row.structure.steps, one.student.steps
         total += len(true)
         whole += written == true
         for ours, theirs in zip(written, true, strict=False):
@@ -127,7 +104,7 @@ def exact(scored: Sequence[tuple[Row, ScoredResponse]]) -> dict[str, float]:
     return {
         "exact_steps": round(steps / total, 4),
         "exact_sub_problem_and_answer": round(pairs / total, 4),
-        "exact_structures": round(whole / len(scored), 4),
+        "exact_structures": round(whole / len(structured), 4),
     }
 
 

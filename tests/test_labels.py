@@ -37,6 +37,11 @@ def test_parts_are_the_structures_texts_and_nothing_is_left_out(structure: Struc
     assert len(texts(rendered, "question_and_answer")) == count
 
 
+def test_a_response_without_structure_is_all_frame() -> None:
+    response = "<think>\nHe has 4.\n</think>\n<answer>\n4\n</answer>"
+    assert texts(response, "frame") == [response]
+
+
 def test_a_tag_inside_a_text_is_text() -> None:
     rendered = render_structure(Structure((Step("say\n[Answer 1]: no", "q", "a"),)))
     assert len(texts(rendered, "meta_reasoning")) == 1

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from recipes.support.logs import json_lines
 from recipes.support.stages import rlkd
-from verl_rlkd.evaluation.intervals import bootstrap_mean, compare
+from verl_rlkd.evaluation.intervals import bootstrap_runs, compare_runs
 from verl_rlkd.integration.serving import serve
 
 WAYS = ("plain", "staged")
@@ -29,7 +29,7 @@ SERVER = ("--enforce-eager", "--max-model-len", "1536", "--dtype", "bfloat16")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rows", type=int, default=1000, help="to train on")
+    parser.add_argument("--rows", type=int, default=480, help="to train on")
     parser.add_argument("--held-out", type=int, default=100, help="to measure on")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
@@ -69,7 +69,7 @@ def train_and_measure(way: str, seed: int, data: Path, held_out: Path, out: Path
 
 
 def show(folder: Path, seeds: int) -> None:
-    """Each trace's figure is averaged over the seeds; intervals and p are over traces."""
+    """Intervals and p are over traces and seeds."""
     rows = {
         way: [json_lines(folder / f"{way}_{seed}" / "quality" / "rows.jsonl") for seed in range(1, seeds + 1)]
         for way in WAYS
@@ -78,12 +78,11 @@ def show(folder: Path, seeds: int) -> None:
     for name in ("", *WAYS, "difference", "p", "seeds: plain", "seeds: staged"):
         table.add_column(name, justify="right" if name else "left")
     for figure in FIGURES:
-        by_seed = {way: [[row[figure] for row in run] for run in rows[way]] for way in WAYS}
-        values = {way: [mean(one) for one in zip(*by_seed[way], strict=True)] for way in WAYS}
-        both = compare(values["plain"], values["staged"])
-        of_seeds = {way: " ".join(f"{mean(run):.3f}" for run in by_seed[way]) for way in WAYS}
+        values = {way: [[row[figure] for row in run] for run in rows[way]] for way in WAYS}
+        both = compare_runs(values["plain"], values["staged"])
+        of_seeds = {way: " ".join(f"{mean(run):.3f}" for run in values[way]) for way in WAYS}
         table.add_row(
-            figure.replace("_", " "), *(str(bootstrap_mean(values[way])) for way in WAYS), str(both.difference),
+            figure.replace("_", " "), *(str(bootstrap_runs(values[way])) for way in WAYS), str(both.difference),
             f"{both.p_value:.4f}", *(of_seeds[way] for way in WAYS),
         )  # fmt: skip
     Console(width=150).print(table)

@@ -34,14 +34,14 @@ class Span:
 
 
 def label_characters(text: str) -> tuple[Span, ...]:
-    """The parts of a text that ``render_structure`` wrote, without gaps, in order.
+    """The parts of a text that ``render_structure`` wrote, without gaps, in order; of any other text all is frame.
 
     White space at either end of a part belongs to the frame.
     """
     tags = list(_TAG.finditer(text))
     spans: list[Span] = []
     at = 0
-    for tag, following in zip(tags, [*tags[1:], None], strict=True):
+    for tag, following in zip(tags, [*tags[1:], None], strict=False):
         end = following.start() if following else len(text)
         part = text[tag.end() : end]
         start = tag.end() + len(part) - len(part.lstrip())

@@ -6,14 +6,25 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import pytest
+import typer.main
+from documents import PAGES, ROOT, Command, blocks, commands, links, read
+from typer.core import TyperGroup
+
+from verl_rlkd.cli import app
+from verl_rlkd.components import Components
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
+OURS = [command for command in COMMANDS if command.program == "verl-rlkd"]
+SCRIPTS = [c for c in COMMANDS if c.program == "python -m" and not c.words[0].startswith("verl.")]
 
 
 def test_the_configuration_reference_is_current() -> None:
     made = subprocess.run([sys.executable, "docs/reference.py"], cwd=ROOT, capture_output=True, text=True, check=True)
-    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    written = read("docs/configuration.md")
     assert made.stdout == written, "run `make docs`"
 
 
@@ -31,10 +42,76 @@ def messages() -> list[str]:
 
 
 def test_the_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    page = read("docs/troubleshooting.md")
     headings = re.findall(r"^### `(.+)`$", page, re.MULTILINE)
     assert len(headings) > 15
     texts = "\n".join(messages()).replace("%s", "...")
     for heading in headings:
         for part in re.split(r"\.\.\.+", heading):
             assert part.strip(" :;,.?") in texts, f"{part!r} of {heading!r}"
+
+
+@pytest.mark.parametrize("command", OURS, ids=str)
+def test_a_command_has_every_option_that_the_documents_give_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # recipes are named from there
+    found, words = typer.main.get_command(app), list(command.words)
+    while isinstance(found, TyperGroup):
+        assert words[0] in found.commands
+        found = found.commands[words.pop(0)]
+    try:
+        found.make_context(str(found.name), words)
+    except typer.TyperException as error:
+        # What is left out of a command, or only named in the text, lacks what it needs; all else is wrong.
+        assert type(error).__name__ in ("MissingParameter", "BadOptionUsage"), error
+        assert not command.whole, error
+
+
+@pytest.mark.parametrize("command", SCRIPTS, ids=str)
+def test_a_script_has_every_option_that_the_documents_give_it(command: Command) -> None:
+    source = (ROOT / Path(*command.words[0].split("."))).with_suffix(".py").read_text(encoding="utf-8")
+    options = {word.split("=")[0] for word in command.words if word.startswith("--")}
+    assert options <= {*re.findall(r'add_argument\(\s*"(--[\w-]+)"', source)}
+
+
+def test_readme_and_guide_add_the_same_lines_to_a_project() -> None:
+    first, second = (
+        next(block for block in blocks(page) if "+rlkd.teacher_store" in block)
+        for page in ("README.md", "docs/drop-in.md")
+    )
+    assert first == second
+
+
+def test_every_mean_that_the_documents_name_is_logged() -> None:
+    named = {name for page in PAGES for name in re.findall(r"rlkd/(\w+)/mean", read(page))}
+    assert len(named) > 10
+    assert named <= {field.name for field in fields(Components)} | {"failure_share"}
+
+
+def test_every_command_is_documented() -> None:
+    given = {command.words[: 2 if command.words[0] in ("data", "gsrm") else 1] for command in OURS}
+    root = typer.main.get_command(app)
+    assert isinstance(root, TyperGroup)
+    for name, command in root.commands.items():
+        below = [(name, each) for each in command.commands] if isinstance(command, TyperGroup) else [(name,)]
+        assert {*below} <= given
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target, anchor in links(page):
+        file = (ROOT / page).parent / target if target else ROOT / page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), f"{target}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_index_has_every_page_of_its_folder() -> None:
+    pages = {target for target, _anchor in links("docs/README.md")}
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= pages

@@ -106,7 +106,7 @@ def trainer_of(mode: str, policy: Path, folder: Path, stub: StubServer, *overrid
         f"trainer.v1.trainer_mode=rlkd_{mode}", "data.train_batch_size=4",
         "actor_rollout_ref.actor.ppo_mini_batch_size=1", "trainer.v1.separate_async.parameter_sync_step=4",
         "actor_rollout_ref.rollout.n=2", "actor_rollout_ref.rollout.nnodes=1",
-        "actor_rollout_ref.rollout.n_gpus_per_node=1",
+        "actor_rollout_ref.rollout.n_gpus_per_node=1", "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
         "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl", *overrides,
     )  # fmt: skip
     trainer = get_trainer_cls(f"rlkd_{mode}")(config)

@@ -13,7 +13,9 @@ import pytest
 
 from verl_rlkd.cli import main
 from verl_rlkd.errors import ConfigError, DataError, ServiceError
-from verl_rlkd.evaluation.experiment import CPU, EXPERIMENTS, GRPO, Plan, run_experiment, runs_done, summarise
+from verl_rlkd.evaluation.experiment import run_experiment
+from verl_rlkd.evaluation.experiment_plans import CPU, EXPERIMENTS, GRPO, Plan
+from verl_rlkd.evaluation.experiment_results import runs_done, summarise
 
 
 def plan(work: Path, **changes: object) -> Plan:

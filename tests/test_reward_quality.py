@@ -16,7 +16,8 @@ from verl_rlkd.branchworld.reasoning import true_score
 from verl_rlkd.branchworld.wording import WORDINGS, structure_of
 from verl_rlkd.cli import main
 from verl_rlkd.errors import ConfigError, DataError, GeneratorError
-from verl_rlkd.evaluation.reward_quality import THRESHOLDS, draw_cases, measure_reward
+from verl_rlkd.evaluation.reward_quality import THRESHOLDS, measure_reward
+from verl_rlkd.evaluation.reward_scores import draw_cases
 from verl_rlkd.parsing import render_structure
 
 ROWS = 12

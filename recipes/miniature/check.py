@@ -21,13 +21,13 @@ from verl_rlkd.branchworld.reasoning import NO_FAULTS
 from verl_rlkd.branchworld.rows import IN_DOMAIN, SHIFTED
 from verl_rlkd.commands.terminal import load_tokenizer
 from verl_rlkd.config import MatcherConfig
-from verl_rlkd.evaluation.reward_quality import (
+from verl_rlkd.evaluation.reward_quality import quality
+from verl_rlkd.evaluation.reward_scores import (
     CONTEXT_TOKENS,
     Case,
     Structured,
     connected,
     draw_cases,
-    quality,
     score,
     structure,
 )

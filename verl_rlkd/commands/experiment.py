@@ -40,10 +40,10 @@ def experiment(
     from rich.console import Console
     from rich.table import Table
 
-    from verl_rlkd.evaluation.experiment import CPU, GPU, run_experiment
-    from verl_rlkd.evaluation.reward_quality import NAMES
+    from verl_rlkd.evaluation.experiment import run_experiment
+    from verl_rlkd.evaluation.experiment_plans import CPU, GPU, WITHOUT_TRAINING
 
-    if name in NAMES:
+    if name in WITHOUT_TRAINING:
         _measure_reward(name, Path(gsrm or CPU.gsrm), out, rows=rows, seed=seed, base_url=base_url)
         return
     if seeds < 1:
@@ -78,7 +78,8 @@ def _measure_reward(name: str, gsrm: Path, out: Path, *, rows: int, seed: int, b
     from rich.console import Console
     from rich.table import Table
 
-    from verl_rlkd.evaluation.reward_quality import COLUMNS, highest, measure_reward, table_rows
+    from verl_rlkd.evaluation.reward_quality import measure_reward
+    from verl_rlkd.evaluation.reward_quality_page import COLUMNS, highest, table_rows
 
     with progress_bar() as progress:
         told = measure_reward(

@@ -21,15 +21,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from verl_rlkd.config import GeneratorConfig, MatcherConfig, RetryConfig
-from verl_rlkd.errors import ConfigError, DataError, ServiceError
-from verl_rlkd.evaluation.evaluate import read_grades
-from verl_rlkd.evaluation.intervals import bootstrap_runs, compare_runs
-from verl_rlkd.evaluation.pass_at_k import pass_at_k
+from verl_rlkd.errors import DataError, ServiceError
+from verl_rlkd.evaluation.experiment_plans import Arm, Plan
+from verl_rlkd.evaluation.experiment_results import summarise
 from verl_rlkd.evaluation.structures import structure_samples
 from verl_rlkd.gsrm.generator import Tokenizer
 from verl_rlkd.integration.serving import serve
@@ -37,173 +36,6 @@ from verl_rlkd.integration.serving import serve
 _TELLING = re.compile(r"Error\b|error:|[Cc]annot ")
 KEPT = ("metrics.jsonl", "run.json", "eval/grades.jsonl", "eval/summary.json", "eval/structures.json")
 """Of a run, what results and curves are made of."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train."""
-
-    name: str
-    overrides: tuple[str, ...] = ()
-    """Of the recipe."""
-    sft: float = 0.0
-    """Share of the updates that are SFT on the teacher's responses, in [0, 1]; the rest is RL after it."""
-    problems: int | None = None
-    """Only so many, again and again; None = all."""
-
-    @property
-    def trained(self) -> dict[str, Any]:
-        """What decides how it trains; arms of two experiments that agree in it are one."""
-        return {name: value for name, value in asdict(self).items() if name != "name"}
-
-
-GRPO = Arm("grpo", ("rlkd.weights.structure=0",))
-RLKD = Arm("rlkd")
-SFT = Arm("sft", sft=1.0)
-EXPERIMENTS: Mapping[str, tuple[Arm, ...]] = {
-    # Structure : accuracy.
-    "reward-ratio": (
-        Arm("ratio0", GRPO.overrides),
-        Arm("ratio0.5", ("rlkd.weights.structure=7.5",)),
-        Arm("ratio1", RLKD.overrides),
-        Arm("ratio2", ("rlkd.weights.structure=30",)),
-    ),
-    "domain-shift": (GRPO, RLKD, SFT),
-    # The same runs: the question is which of them go the teacher's way.
-    "structural-transfer": (SFT, GRPO, RLKD),
-    "baselines": (GRPO, RLKD, SFT, Arm("sft-then-rlkd", sft=1 / 3)),
-    "data-efficiency": (RLKD, *(Arm(f"problems{n}", problems=n) for n in (32, 3))),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything that decides an experiment's numbers, but for the code."""
-
-    name: str
-    work: str
-    """Prepared folder: teachers.sqlite; in it or in data/, train.parquet and sft.parquet."""
-    student: str
-    """What every arm starts from."""
-    gsrm: str
-    """Folder of the GSRM, which also judges."""
-    config_dir: str
-    config_name: str
-    """The recipe of the RL runs."""
-    benchmarks: tuple[str, ...]
-    """What every arm is measured on: files, or names of .parquet files beside the training data."""
-    overrides: tuple[str, ...] = ()
-    """Of every RL run."""
-    steps: int
-    """Of an RL run."""
-    sft_epochs: int
-    """In threes, of an SFT run: together about as many responses as an RL run's updates see."""
-    sft_lr: float
-    sft_batch: int
-    sft_length: int
-    samples: int
-    temperature: float
-    top_p: float
-    max_tokens: int
-    vllm: str
-    """Options of the server of what is measured."""
-    hosted: bool
-    """Whether the recipe hosts the GSRM; else one server, of ours, has it for all runs."""
-    gsrm_vllm: str
-    """Options of our server of the GSRM."""
-    structure_tokens: int
-    """Of a structure at most."""
-    gsrm_context: int
-    domain: str
-
-    @property
-    def arms(self) -> tuple[Arm, ...]:
-        """What is compared; the first is what the others are compared with."""
-        if self.name not in EXPERIMENTS:
-            raise ConfigError(f"no experiment {self.name!r}; give one of {', '.join(EXPERIMENTS)}")
-        return EXPERIMENTS[self.name]
-
-    @property
-    def data(self) -> Path:
-        """Folder of train.parquet and sft.parquet."""
-        folder = Path(self.work) / "data"
-        return folder if folder.exists() else Path(self.work)
-
-    @property
-    def benchmark_files(self) -> list[Path]:
-        """The files of ``benchmarks``."""
-        return [Path(one) if Path(one).suffix else self.data / f"{one}.parquet" for one in self.benchmarks]
-
-    @property
-    def store(self) -> Path:
-        """The teachers' structures."""
-        return Path(self.work) / "teachers.sqlite"
-
-    @property
-    def prompts(self) -> str | None:
-        """Folder of prompts of its own, if the prepared folder has one."""
-        folder = self.data / "prompts"
-        return str(folder) if folder.exists() else None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What all runs share."""
-        return {name: value for name, value in json.loads(json.dumps(asdict(self))).items() if name != "name"}
-
-
-CPU = Plan(
-    name="",
-    work="outputs/miniature",
-    student="recipes/miniature/models/student",
-    gsrm="recipes/miniature/models/gsrm",
-    config_dir="recipes",
-    config_name="rlkd_miniature_experiment",
-    benchmarks=("val", "shifted"),
-    steps=20,
-    # 9 epochs of 256 rows for 20 steps of 128 responses.
-    sft_epochs=3,
-    sft_lr=8e-4,
-    sft_batch=16,
-    sft_length=1024,
-    samples=8,
-    temperature=0.9,
-    top_p=1.0,
-    max_tokens=320,
-    vllm="--enforce-eager --max-model-len 512 --dtype bfloat16",
-    hosted=False,
-    gsrm_vllm="--enforce-eager --max-model-len 1536 --dtype bfloat16",
-    structure_tokens=768,
-    gsrm_context=1536,
-    domain="branchworld",
-)
-"""The miniature, on two cores."""
-GPU = Plan(
-    name="",
-    work="outputs/rlkd",
-    student="Qwen/Qwen2.5-Math-1.5B",
-    gsrm="outputs/gsrm/model",
-    config_dir="recipes/gpu",
-    config_name="small-1gpu",
-    benchmarks=("val",),
-    overrides=("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.logger=[console,file]"),
-    # One epoch of the paper's 3,200 problems.
-    steps=100,
-    sft_epochs=1,
-    sft_lr=1e-5,
-    sft_batch=128,
-    sft_length=4096,
-    samples=16,
-    temperature=0.6,
-    top_p=0.95,
-    max_tokens=3072,
-    vllm="--max-model-len 4096",
-    hosted=True,
-    gsrm_vllm="--max-model-len 12288",
-    structure_tokens=6144,
-    gsrm_context=12288,
-    domain="math",
-)
-"""recipes/gpu's student of 1.5B, on one GPU of 80 GB. Not run yet."""
 
 
 def run_experiment(plan: Plan, out: Path, *, seeds: int, announce: Callable[[str], None]) -> dict[str, Any]:
@@ -276,16 +108,6 @@ def _copied(plan: Plan, arm: Arm, seed: int, folder: Path) -> bool:
                     shutil.copy2(path.parent / name, folder / name)
             return True
     return False
-
-
-def runs_done(out: Path, plan: Plan) -> dict[str, dict[int, Path]]:
-    """Arm -> seed -> folder of the runs that are measured."""
-    found: dict[str, dict[int, Path]] = {arm.name: {} for arm in plan.arms}
-    for path in sorted(out.glob("*_*/run.json")):
-        arm, _, seed = path.parent.name.rpartition("_")
-        if arm in found and seed.isdigit():
-            found[arm][int(seed)] = path.parent
-    return found
 
 
 def _train(plan: Plan, arm: Arm, seed: int, folder: Path, gsrm: str | None) -> None:
@@ -392,55 +214,6 @@ def _run(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> Non
         telling = [line for line in lines if _TELLING.search(line)] or lines or ["it said nothing"]
         last = telling[-1]
         raise ServiceError(f"{command[2]} ended with code {code}: {last.strip()[:300]}; the whole log is {log}")
-
-
-def summarise(out: Path, plan: Plan) -> dict[str, Any]:
-    """Per arm, benchmark and measure: mean and 95 % interval, each seed's mean, and the difference to the first arm.
-
-    Of the seeds that all arms have. Intervals and p are over problems and seeds.
-    """
-    done = runs_done(out, plan)
-    seeds = sorted(set.intersection(*(set(runs) for runs in done.values())))
-    figures: list[dict[str, Any]] = []
-    values = {arm: [_measured(runs[seed], plan.samples) for seed in seeds] for arm, runs in done.items()}
-    for key in values[plan.arms[0].name][0] if seeds else ():
-        benchmark, measure = key
-        first: list[list[float]] = []
-        for arm in plan.arms:
-            runs = [[*run[key].values()] for run in values[arm.name]]
-            first = first or runs
-            both = compare_runs(first, runs)
-            figures.append(
-                {
-                    "arm": arm.name,
-                    "benchmark": benchmark,
-                    "measure": measure,
-                    **({"k": int(measure.removeprefix("pass@"))} if measure.startswith("pass@") else {}),
-                    **asdict(bootstrap_runs(runs)),
-                    "seeds": [round(sum(run) / len(run), 4) for run in runs],
-                    "difference": asdict(both.difference),
-                    "p": both.p_value,
-                }
-            )
-    return {"experiment": plan.name, "seeds": seeds, "figures": figures}
-
-
-def _measured(folder: Path, samples: int) -> dict[tuple[str, str], dict[str, float]]:
-    """(Benchmark, measure) -> problem -> value; problems in order."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for benchmark, problems in read_grades(folder / "eval").items():
-        for k in sorted({2**power for power in range(samples.bit_length())} | {samples}):
-            found[benchmark, f"pass@{k}"] = {
-                problem: pass_at_k(len(grades), round(sum(one["right"] for one in grades)), k)
-                for problem, grades in sorted(problems.items())
-            }
-    told = json.loads((folder / "eval" / "structures.json").read_text(encoding="utf-8"))
-    for one in told["benchmarks"]:
-        for measure, name in (("structure", "score"), ("first branch", "first_branch"), ("paths", "paths")):
-            found[one["name"], measure] = {
-                problem: float(of_one[name]) for problem, of_one in sorted(one["problems"].items())
-            }
-    return found
 
 
 def _write(path: Path, told: dict[str, Any]) -> dict[str, Any]:

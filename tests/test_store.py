@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from verl_rlkd.errors import DataError
-from verl_rlkd.gsrm.store import TeacherRecord, TeacherStore, TeacherStoreWriter, prompt_key
+from verl_rlkd.gsrm.store import TeacherRecord, TeacherStore, TeacherStoreWriter, local_copy, prompt_key
 from verl_rlkd.types import Step, Structure
 
 META = {"model": "gsrm", "prompt version of math": "abc"}
@@ -267,3 +268,41 @@ def test_a_store_whose_writer_was_killed_in_a_commit_can_be_read(path: Path) -> 
     store = TeacherStore(path)
     assert store.meta == META
     assert store.get("k") == STRUCTURE
+
+
+def test_a_snapshot_is_whole_while_somebody_writes(path: Path) -> None:
+    with TeacherStoreWriter(path, META) as writer:
+        writer._connection.execute("BEGIN")
+        writer.put("l", record())
+        copy = path.with_name("copy.sqlite")
+        copy.write_bytes(TeacherStore(path).snapshot())
+        assert (TeacherStore(copy).get("k"), TeacherStore(copy).get("l")) == (STRUCTURE, None)
+        writer._connection.execute("COMMIT")
+
+
+def test_each_machine_has_one_copy_whichever_process_asks_first(path: Path, tmp_path: Path) -> None:
+    snapshot = TeacherStore(path).snapshot()
+    sha256 = hashlib.sha256(snapshot).hexdigest()
+    fetched = []
+
+    def copy(machine: str) -> Path:
+        return local_copy(sha256, lambda: fetched.append(machine) or snapshot, tmp_path / machine)  # type: ignore[func-returns-value]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as processes:
+        copies = list(processes.map(copy, ["first", "second"] * 8))
+    path.unlink()
+    assert sorted(fetched) == ["first", "second"]
+    assert len(set(copies)) == 2
+    assert [TeacherStore(copy).get("k") for copy in set(copies)] == [STRUCTURE] * 2
+
+
+def test_a_damaged_copy_is_replaced_and_one_that_cannot_be_written_is_named(path: Path, tmp_path: Path) -> None:
+    snapshot = TeacherStore(path).snapshot()
+    sha256 = hashlib.sha256(snapshot).hexdigest()
+    copy = local_copy(sha256, lambda: snapshot, tmp_path / "machine")
+    copy.write_bytes(snapshot[:-1])
+    assert local_copy(sha256, lambda: snapshot, tmp_path / "machine") == copy
+    assert copy.read_bytes() == snapshot
+    (tmp_path / "in the way").touch()
+    with pytest.raises(DataError, match=r"copy .* cannot be written: .*; set TMPDIR, where this node's Ray is started"):
+        local_copy(sha256, lambda: snapshot, tmp_path / "in the way")

@@ -3,7 +3,8 @@
     meta        key, value            what all rows share: the generator's model, its prompts' versions
     structures  key, steps, ...       key = ``prompt_key`` of the chat messages; steps = [[meta, sub, answer], ...]
 
-``TeacherStoreWriter`` commits each row on its own, so a killed run loses at most the row it was writing.
+``TeacherStoreWriter`` commits each row on its own, so a killed run loses at most the row it was writing. Machines that
+do not have the file get a ``snapshot`` of it, as a ``local_copy``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,15 @@ class TeacherStore:
         with _readable(self.path):
             return self._open().execute("SELECT 1 FROM structures WHERE key = ?", (key,)).fetchone() is not None
 
+    def snapshot(self) -> bytes:
+        """The store's file, whole even while somebody writes it.
+
+        Raises:
+            DataError: As ``get``.
+        """
+        with _readable(self.path):
+            return self._open().serialize()
+
     def _open(self) -> sqlite3.Connection:
         # A forked process inherits the thread's connection, which SQLite must not use there.
         owner, connection = getattr(self._local, "connection", (None, None))
@@ -149,6 +159,39 @@ class TeacherStore:
                 _check_kind(self.path, connection)
             self._local.connection = (os.getpid(), connection)
         return connection
+
+
+def local_copy(sha256: str, fetch: Callable[[], bytes | memoryview], folder: Path) -> Path:
+    """A snapshot of a store as a file of this machine, written by the first of its processes that asks.
+
+    Args:
+        sha256: Of the snapshot, in hex. Names the file, and tells a whole one from a damaged one.
+        fetch: Gives the snapshot; called only where the file is not there.
+        folder: Made if it is not there.
+
+    Raises:
+        DataError: It cannot be written; one line with the cure.
+    """
+    path = folder / f"teachers-{sha256[:16]}.sqlite"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path.exists() and _sha256(path) == sha256):
+                part = path.with_suffix(".part")
+                part.write_bytes(fetch())
+                part.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"the teacher store's copy {path} cannot be written: {error}; set TMPDIR, where this node's Ray is "
+            "started, to a folder with room"
+        ) from error
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TeacherStoreWriter:

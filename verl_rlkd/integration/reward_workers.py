@@ -1,23 +1,27 @@
-"""Reward workers that come back when they die, and what becomes of the responses they held.
+"""Reward workers that come back when they die, what becomes of the responses they held, and their teachers.
 
 verl does not restart them, and its agent loop goes on choosing a dead one: in sync mode its responses are missing from
-their groups without a trace in the log, and the async modes throw their groups away and refill for ever.
+their groups without a trace in the log, and the async modes throw their groups away and refill for ever. It spreads
+them over all nodes, of which only the trainer's need have the teacher store's file.
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import ray
 import wrapt
+from omegaconf import DictConfig
 from ray.exceptions import RayError
 from verl import DataProto
 from verl.experimental.reward_loop import RewardLoopManager, RewardLoopWorker
 
 from verl_rlkd.components import Components
 from verl_rlkd.integration.reward_manager import TRAINING
-from verl_rlkd.integration.run_config import uses_rlkd
+from verl_rlkd.integration.run_config import rlkd_config, uses_rlkd
+from verl_rlkd.integration.shipping import ShippedStore, several_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +65,29 @@ def cause(error: RayError) -> str:
     return " ".join(str(error if raised is None else f"{type(raised).__name__}: {raised}").split())[:_CAUSE_CHARS]
 
 
+class RLKDRewardLoopWorker(RewardLoopWorker):
+    """verl's worker, which finds the teacher store on its own node."""
+
+    def __init__(self, config: DictConfig, store: ShippedStore | None, *arguments: Any) -> None:
+        if store is not None:
+            config.rlkd.teacher_store = str(store.here())
+        super().__init__(config, *arguments)
+
+
 class _Restarting:
     """verl's worker class, as an actor that Ray starts again.
 
-    A restart repeats the creation, arguments included. Ray keeps no large argument for that, so the configuration is
-    put into its object store here, and stays there as long as this object does.
+    A restart repeats the creation, arguments included. Ray keeps no large argument for that, so configuration and
+    teacher store are put into its object store here, and stay there as long as this object does.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: DictConfig) -> None:
         # A retried task goes to the restarted worker with the same arguments, so no response is lost.
-        self._actor = ray.remote(max_restarts=-1, max_task_retries=ATTEMPTS - 1)(RewardLoopWorker)
+        self._actor = ray.remote(max_restarts=-1, max_task_retries=ATTEMPTS - 1)(RLKDRewardLoopWorker)
         self._config = ray.put(config)
+        rlkd = rlkd_config(config)
+        ships = rlkd.teacher_store and rlkd.weights.structure > 0 and several_nodes()
+        self._store = ShippedStore.of(Path(rlkd.teacher_store)) if rlkd.teacher_store and ships else None
         self._options: dict[str, Any] = {}
 
     def options(self, **options: Any) -> _Restarting:
@@ -79,7 +95,7 @@ class _Restarting:
         return self
 
     def remote(self, _config: Any, *arguments: Any) -> Any:
-        return self._actor.options(**self._options).remote(self._config, *arguments)
+        return self._actor.options(**self._options).remote(self._config, self._store, *arguments)
 
 
 @wrapt.patch_function_wrapper(RewardLoopManager, "_init_reward_loop_workers")

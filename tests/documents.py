@@ -42,8 +42,15 @@ def read(page: str) -> str:
 
 def blocks(page: str) -> Iterator[str]:
     """Its code blocks, with continued lines as one."""
-    for block in _BLOCK.findall(read(page)):
-        yield re.sub(r"\\\n\s*", "", block)
+    for _lead, block in led_blocks(page):
+        yield block
+
+
+def led_blocks(page: str) -> Iterator[tuple[str, str]]:
+    """(the paragraph before it, block) of its code blocks."""
+    text = read(page)
+    for found in _BLOCK.finditer(text):
+        yield text[: found.start()].rstrip().rpartition("\n\n")[2], re.sub(r"\\\n\s*", "", found[0])
 
 
 def spans(page: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from documents import PAGES, ROOT, Command, blocks, commands, links, read
+from documents import PAGES, ROOT, Command, blocks, commands, led_blocks, links, read
 from typer.core import TyperGroup
 
 from verl_rlkd.cli import app
@@ -19,6 +19,13 @@ from verl_rlkd.components import Components
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
 OURS = [command for command in COMMANDS if command.program == "verl-rlkd"]
+GUIDES = ("docs/drop-in.md", "docs/tuning.md", "docs/your-model.md")
+NEEDS_NOTHING = re.compile(
+    r"\s*(VERL_PLATFORM=cpu|verl-rlkd (report|compare|watch|plan|doctor|gsrm label|data (prepare|validate|inspect))\b"
+    r'|run="|\+?(data|rlkd|reward)\.)'
+)
+"""Lines for a CPU, which other tests run, and settings, which they compose."""
+SERVED = re.compile(r"http|reward_model\.(enable|nnodes)|GPU")
 SCRIPTS = [c for c in COMMANDS if c.program == "python -m" and not c.words[0].startswith("verl.")]
 
 
@@ -73,6 +80,16 @@ def test_a_script_has_every_option_that_the_documents_give_it(command: Command) 
     source = (ROOT / Path(*command.words[0].split("."))).with_suffix(".py").read_text(encoding="utf-8")
     options = {word.split("=")[0] for word in command.words if word.startswith("--")}
     assert options <= {*re.findall(r'add_argument\(\s*"(--[\w-]+)"', source)}
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_a_guide_says_which_blocks_need_gpus_or_an_endpoint(page: str) -> None:
+    """In a comment of the block, or in the paragraph before it."""
+    for lead, block in led_blocks(page):
+        lines = [line for line in re.sub("#.*", "", block).splitlines() if line.strip()]
+        if any(not NEEDS_NOTHING.match(line) or SERVED.search(line) for line in lines):
+            said = "\n".join([lead, *re.findall("#.*", block)])
+            assert re.search(r"\b(GPUs?|endpoint)\b", said), f"{lead}\n{block}"
 
 
 def test_readme_and_guide_add_the_same_lines_to_a_project() -> None:

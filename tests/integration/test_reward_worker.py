@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from runs import compose, json_lines, user, write_store
-from stub_server import StubServer
+from stub_server import StubServer, is_judge
 
 from verl_rlkd.components import Components
 from verl_rlkd.types import Step
@@ -180,3 +180,42 @@ def test_a_failed_structure_in_validation_leaves_accuracy_and_score_alone(score:
     answer = score(GOOD, "FAIL_GENERATOR", "4", False)
     assert answer["reward_extra_info"]["acc"] == 1.0
     assert answer["reward_score"] == 1.0
+
+
+def test_responses_are_spread_over_reward_servers_and_continued_where_they_were_begun(
+    tiny_policy: Path, ray_cluster: None, tmp_path: Path
+) -> None:
+    """Servers stand under the names that verl gives its replicas, and there is nothing behind the router's address."""
+    import ray
+    from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+
+    class ServerActor:
+        def __init__(self, port: int) -> None:
+            self.port = port
+
+        def get_server_address(self) -> tuple[str, int]:
+            return "127.0.0.1", self.port
+
+    write_store(tmp_path / "teachers.sqlite", {"plain": (Step("look", "?", "2"), Step("add", "?", "4"))})
+    with StubServer() as first, StubServer() as second:
+        actors = [
+            ray.remote(ServerActor)
+            .options(name=f"vllm_server_reward_{n}_0")
+            .remote(int(stub.base_url[:-3].split(":")[2]))
+            for n, stub in enumerate((first, second))
+        ]
+        config = compose(
+            f"actor_rollout_ref.model.path={tiny_policy}", "rlkd.generator.model=gsrm", "rlkd.retry.max_attempts=1",
+            f"rlkd.teacher_store={tmp_path / 'teachers.sqlite'}", "+trainer.v1.rlkd_mode=rlkd_sync",
+        )  # fmt: skip
+        worker = ray.remote(RewardLoopWorker).remote(config, "127.0.0.1:9")
+        rows = [row(tiny_policy, GOOD.replace("that", "that" * n), "plain", "4", True) for n in range(1, 17)]
+        answers = ray.get([worker.compute_score.remote(data) for data in rows])
+        for actor in (worker, *actors):
+            ray.kill(actor)
+    assert [answer["reward_score"] for answer in answers] == [1.0] * 16
+    for stub in (first, second):
+        begun = sum("messages" in payload and not is_judge(payload) for payload in stub.requests)
+        assert 4 <= begun <= 12
+        # A structure of two steps, asked for step by step; a server refuses what it did not begin.
+        assert len(stub.continuations) >= begun

@@ -74,8 +74,11 @@ def step_table(steps: dict[int, dict[str, float]]) -> Table:
         table.add_column(name, justify="right")
     for step, data in steps.items():
         if step == 1 or step % 5 == 0:
-            values = [data[key] for key in (*CURVES.values(), "rlkd/student_steps/mean", "rlkd/failed/mean")]
-            table.add_row(str(step), *(f"{value:.3f}" for value in values), f"{data['timing_s/step']:.1f}")
+            means = [f"{data[key]:.3f}" for key in CURVES.values()]
+            # Structures that were left at their first mismatch are known up to there.
+            at_least = "\u2265 " if data["rlkd/left_early/mean"] else ""
+            counted = f"{at_least}{data['rlkd/student_steps/mean']:.3f}"
+            table.add_row(str(step), *means, counted, f"{data['rlkd/failed/mean']:.3f}", f"{data['timing_s/step']:.1f}")
     return table
 
 

@@ -24,39 +24,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from verl_rlkd.config import GeneratorConfig, RetryConfig
+from verl_rlkd.data.annotation_rows import AnnotationRow, read_annotation_rows
 from verl_rlkd.data.estimate import ASSUMED_RATIO
-from verl_rlkd.data.files import ParquetRows, read_rows
+from verl_rlkd.data.files import ParquetRows
 from verl_rlkd.data.jobs import run_rows
 from verl_rlkd.data.problems import normal_problem, split_of
+from verl_rlkd.data.sft_rows import sft_example, sft_schema
 from verl_rlkd.data.structure import MAX_FAILURES_IN_A_ROW, Advance
-from verl_rlkd.data.traces import bad_row, text_field
 from verl_rlkd.errors import ConfigError, DataError, GeneratorError, ServiceError
 from verl_rlkd.gsrm.client import ChatClient, ping
 from verl_rlkd.gsrm.generator import Generation, StructureGenerator, Tokenizer, count_tokens
-from verl_rlkd.gsrm.prompting import fill, generator_prompt, known_domain, prompt_version, verifier_prompt
+from verl_rlkd.gsrm.prompting import fill, generator_prompt, prompt_version, verifier_prompt
 from verl_rlkd.gsrm.store import TeacherRecord, TeacherStore, TeacherStoreWriter
 from verl_rlkd.gsrm.verifier import Verifier
-from verl_rlkd.parsing import render_structure
-from verl_rlkd.rewards import split_response
-from verl_rlkd.types import Structure
 
 RETRY_TEMPERATURE = 0.7
 """Of the second and later attempts: at the temperature of the first the same answer could come again."""
-
-
-@dataclass(frozen=True)
-class AnnotationRow:
-    """A trace to annotate, checked."""
-
-    row: int
-    key: str
-    """SHA-256 of problem, trace and domain, 64 hex digits."""
-    problem: str
-    trace: str
-    reasoning: str
-    domain: str
-    answer: str | None
-    """The gold answer, if the file has one; the verifier is told."""
 
 
 @dataclass
@@ -107,38 +90,6 @@ class AnnotationConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
         if not 0 <= self.val_share < 1:
             raise ConfigError(f"val_share is {self.val_share}; give a share in [0, 1)")
-
-
-def read_annotation_rows(path: Path, *, default_domain: str, prompt_dir: str | None = None) -> Iterator[AnnotationRow]:
-    """Each different row of a file with problem, trace, and optionally domain and answer.
-
-    Raises:
-        DataError: File, row, key, what is wrong and what to do.
-    """
-    seen: set[str] = set()
-    row = 0
-    for row, fields in read_rows(path, ("problem", "trace", "domain", "answer")):
-        for name in ("problem", "trace"):
-            if name not in fields:
-                raise bad_row(path, row, name, f"missing; the row has {', '.join(map(str, fields)) or 'nothing'}")
-        problem = text_field(path, row, "problem", fields["problem"])
-        trace = text_field(path, row, "trace", fields["trace"])
-        reasoning = split_response(trace).reasoning
-        if not reasoning:
-            raise bad_row(path, row, "trace", "no reasoning before </think>; leave the row out or make the trace again")
-        try:
-            domain = known_domain(text_field(path, row, "domain", fields.get("domain") or default_domain), prompt_dir)
-        except ConfigError as error:
-            raise bad_row(path, row, "domain", str(error)) from None
-        key = hashlib.sha256("\0".join((domain, problem, trace)).encode()).hexdigest()
-        if key not in seen:
-            seen.add(key)
-            answer = fields.get("answer")
-            yield AnnotationRow(
-                row, key, problem, trace, reasoning, domain, None if answer is None else str(answer).strip() or None
-            )
-    if not row:
-        raise DataError(f"{path} has no rows; give a file with at least one trace")
 
 
 def annotate(
@@ -370,46 +321,6 @@ def _finish(rows: Iterator[AnnotationRow], out: Path, config: AnnotationConfig) 
     (out / ".report.json.partial").write_text(text, encoding="utf-8")
     (out / ".report.json.partial").replace(out / "report.json")
     return report
-
-
-def sft_example(
-    structure: Structure, *, problem: str, trace: str, reasoning: str, domain: str, prompt_dir: str | None
-) -> dict[str, Any]:
-    """One row of train.parquet: the conversation that the GSRM is trained on, and what it was made from.
-
-    Args:
-        structure: What the GSRM is to write.
-        problem: What was asked.
-        trace: As it came.
-        reasoning: Its part before ``</think>``, which the GSRM gets.
-        domain: Decides the prompt.
-        prompt_dir: Folder with prompts of one's own.
-    """
-    prompt = fill(generator_prompt(domain, prompt_dir), {"problem": problem, "reasoning": reasoning})
-    return {
-        "messages": [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": render_structure(structure)},
-        ],
-        "problem": problem,
-        "trace": trace,
-        "domain": domain,
-        "steps": [
-            {"meta_reasoning": step.meta_reasoning, "sub_problem": step.sub_problem, "answer": step.answer}
-            for step in structure.steps
-        ],
-    }
-
-
-def sft_schema() -> Any:
-    """The columns of train.parquet and val.parquet; ``messages`` is what verl's SFT trainer reads."""
-    import pyarrow as pa
-
-    text = pa.string()
-    message = pa.struct([("role", text), ("content", text)])
-    step = pa.struct([("meta_reasoning", text), ("sub_problem", text), ("answer", text)])
-    texts = [(name, text) for name in ("problem", "trace", "domain")]
-    return pa.schema([("messages", pa.list_(message)), *texts, ("steps", pa.list_(step))])
 
 
 def estimate(

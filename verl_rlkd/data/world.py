@@ -26,9 +26,9 @@ from typing import Any
 from verl_rlkd.branchworld.problems import Problem
 from verl_rlkd.branchworld.reasoning import NO_FAULTS, Faults
 from verl_rlkd.branchworld.rows import DOMAIN, IN_DOMAIN, PROMPTS, SHIFTED, Row, Split, draw_pair, draw_row
-from verl_rlkd.data.annotation import sft_example, sft_schema
 from verl_rlkd.data.files import ParquetRows
 from verl_rlkd.data.prepare import messages_schema, trace_schema, verl_schema
+from verl_rlkd.data.sft_rows import sft_example, sft_schema
 from verl_rlkd.errors import ConfigError, DataError
 
 STUDENT_FAULTS = Faults(wrong_branch=0.15, wrong_sub_problem=0.15, wrong_answer=0.15, missing_step=0.1)

@@ -19,6 +19,7 @@ from verl_rlkd.gsrm.client import ping
 from verl_rlkd.gsrm.prompting import generator_prompt, judge_prompt
 from verl_rlkd.gsrm.store import TeacherStore
 from verl_rlkd.integration.hosting import check_adapters, check_contexts, check_parallel, check_sleep
+from verl_rlkd.integration.machine import check_checkpoint, check_folders, check_ray
 from verl_rlkd.matching import Field
 
 MODES = ("sync", "colocate_async", "separate_async")
@@ -188,5 +189,8 @@ _CHECKS: tuple[Callable[[DictConfig, RlkdConfig], None], ...] = (
     _check_servers,
     _check_store,
     _check_prompts,
+    check_folders,
+    check_checkpoint,
+    check_ray,
 )
 """In the order in which a user would set things right."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import diskcache
 import pytest
 
-from verl_rlkd.gsrm.cache import VerdictCache, revision, verdict_key
+from verl_rlkd.gsrm.cache import SHARDS, VerdictCache, revision, verdict_key
 
 
 class Asked:
@@ -84,23 +84,22 @@ def test_an_error_reaches_everyone_who_waits_and_is_not_remembered() -> None:
     asyncio.run(run())
 
 
-def garbage(folder: Path) -> None:
-    (folder / "cache.db").write_bytes(b"no database at all" * 1000)
+def garbage(file: Path) -> None:
+    file.write_bytes(b"no database at all" * 1000)
 
 
-def torn(folder: Path) -> None:
+def torn(file: Path) -> None:
     """Every page but the first is overwritten, as by a disk that failed."""
-    path = folder / "cache.db"
-    path.write_bytes(path.read_bytes()[:4096] + b"\xff" * (path.stat().st_size - 4096))
+    file.write_bytes(file.read_bytes()[:4096] + b"\xff" * (file.stat().st_size - 4096))
 
 
-def wrong_values(folder: Path) -> None:
-    with sqlite3.connect(folder / "cache.db") as connection:
+def wrong_values(file: Path) -> None:
+    with sqlite3.connect(file) as connection:
         connection.execute("UPDATE Cache SET value = 'yes'")
 
 
-def no_table(folder: Path) -> None:
-    with sqlite3.connect(folder / "cache.db") as connection:
+def no_table(file: Path) -> None:
+    with sqlite3.connect(file) as connection:
         connection.execute("DROP TABLE Cache")
 
 
@@ -109,8 +108,8 @@ class Bomb:
         return (os.mkdir, (os.environ["BOMB"],))
 
 
-def pickled(folder: Path) -> None:
-    with sqlite3.connect(folder / "cache.db") as connection:
+def pickled(file: Path) -> None:
+    with sqlite3.connect(file) as connection:
         connection.execute("UPDATE Cache SET mode = 4, value = ?", (pickle.dumps(Bomb()),))
 
 
@@ -120,9 +119,10 @@ def test_a_damaged_cache_is_asked_again_and_runs_no_code(
 ) -> None:
     monkeypatch.setenv("BOMB", str(tmp_path / "bomb"))
     folder = tmp_path / "cache"
-    with diskcache.Cache(folder) as disk:
+    with diskcache.FanoutCache(folder, shards=SHARDS) as disk:
         disk.set("key", 0.25)
-    damage(folder)
+    for file in folder.rglob("cache.db"):
+        damage(file)
     cache, asked = VerdictCache(folder), Asked()
     assert look_up(cache, "key", asked) == (0.75, False)
     assert look_up(cache, "key", asked) == (0.75, True)
@@ -132,7 +132,7 @@ def test_a_damaged_cache_is_asked_again_and_runs_no_code(
 def test_a_damaged_file_is_replaced_so_that_later_processes_have_a_cache(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     look_up(VerdictCache(folder), "key", Asked())
-    for path in folder.iterdir():
+    for path in folder.rglob("*.db*"):
         path.write_bytes(b"no database at all" * 1000)
     look_up(VerdictCache(folder), "key", Asked(0.5))
     assert look_up(VerdictCache(folder), "key", Asked()) == (0.5, True)
@@ -151,13 +151,13 @@ def test_its_size_is_bounded(tmp_path: Path) -> None:
     folder, asked = tmp_path / "cache", Asked()
 
     async def fill(cache: VerdictCache) -> None:
-        for n in range(3000):
+        for n in range(6000):
             await cache.get_or_ask(verdict_key(n), asked)
 
-    asyncio.run(fill(VerdictCache(folder, max_bytes=2**18)))
-    assert (folder / "cache.db").stat().st_size < 2**19
+    asyncio.run(fill(VerdictCache(folder, max_bytes=2**19)))
+    assert sum(path.stat().st_size for path in folder.rglob("cache.db")) < 2**20
     # The latest are still there.
-    assert look_up(VerdictCache(folder), verdict_key(2999), asked) == (0.75, True)
+    assert look_up(VerdictCache(folder), verdict_key(5999), asked) == (0.75, True)
 
 
 def test_a_key_tells_everything_apart() -> None:

@@ -26,6 +26,8 @@ MAX_IN_MEMORY = 100_000
 """Verdicts that a process remembers itself, about 20 MB; the oldest leave."""
 _BUSY_S = 0.5
 """Longest wait for another process's write; the event loop stands still meanwhile."""
+SHARDS = 8
+"""Files, of which one is locked by a write: with one file, eight workers that write kept each other for seconds."""
 
 
 class VerdictCache:
@@ -89,8 +91,8 @@ class VerdictCache:
                 return None
             try:
                 if self._disk is None:
-                    self._disk = diskcache.Cache(
-                        self._folder, size_limit=self._max_bytes, timeout=_BUSY_S, disk=_NumbersOnly
+                    self._disk = diskcache.FanoutCache(
+                        self._folder, shards=SHARDS, size_limit=self._max_bytes, timeout=_BUSY_S, disk=_NumbersOnly
                     )
                 return use(self._disk)
             except (diskcache.Timeout, _NotANumberError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from verl_rlkd.errors import ConfigError, ServiceError
 
 START_S = 900.0
 """A large model may take long to load."""
+_PORTS = range(20_000, 32_000)
+"""Above those of Ray's workers, below those that systems hand out (32768 on)."""
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -33,9 +37,7 @@ def serve(model: Path | str, log: Path, *, name: str, options: Sequence[str] = (
     Raises:
         ServiceError: The server did not start.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = _free_port()
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
         "--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, *_platform_options(), *options,
@@ -53,6 +55,15 @@ def serve(model: Path | str, log: Path, *, name: str, options: Sequence[str] = (
                 server.kill()
 
 
+def _free_port() -> int:
+    """A port that only a server asks for: vLLM takes seconds to bind it, and the system hands out those above."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServiceError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free for vLLM; end servers that are not needed")
+
+
 def _platform_options() -> tuple[str, ...]:
     # Of a seeded request whose prompt is processed in parts vLLM 0.27 rewinds the generator, which none can on a CPU.
     return ("--no-enable-chunked-prefill",) if os.environ.get("VERL_PLATFORM") == "cpu" else ()
@@ -63,7 +74,7 @@ def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
     while time.monotonic() < deadline and server.poll() is None:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError):
             time.sleep(1)
         else:
             return

@@ -1,0 +1,44 @@
+"""Where our vLLM listens; that it serves is for the tests that use it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from verl_rlkd.errors import ServiceError
+from verl_rlkd.integration import serving
+
+
+def test_a_port_is_taken_only_if_nobody_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        for one in (taken, free):
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in (taken, free)]
+        free.close()
+        monkeypatch.setattr(serving, "_PORTS", ports)
+        assert {serving._free_port() for _ in range(20)} == {ports[1]}
+        monkeypatch.setattr(serving, "_PORTS", ports[:1])
+        with pytest.raises(ServiceError, match=f"no port from {ports[0]} to {ports[0]} is free"):
+            serving._free_port()
+
+
+def test_a_server_whose_port_another_took_is_reported_with_its_own_words(tmp_path: Path) -> None:
+    def answer() -> None:
+        while True:
+            connection, _ = listener.accept()
+            connection.sendall(b"not HTTP\n")
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, daemon=True).start()
+        port = listener.getsockname()[1]
+        script = f"import socket, time; time.sleep(1); socket.create_server(('127.0.0.1', {port}))"
+        with (tmp_path / "log").open("w") as log:
+            server = subprocess.Popen([sys.executable, "-c", script], stdout=log, stderr=log)
+        with pytest.raises(ServiceError, match=r"vLLM did not start: OSError: .*[Aa]ddress already in use"):
+            serving._wait(port, server, tmp_path / "log")

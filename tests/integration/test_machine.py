@@ -139,7 +139,14 @@ def test_a_ray_cluster_that_is_gone_is_named_wherever_its_address_comes_from(
     check_run(config("++ray_kwargs.ray_init.address=local"))
 
 
-def test_a_ray_cluster_that_answers_is_not_refused(no_ray: Path) -> None:
+def test_a_ray_cluster_that_answers_is_joined_unless_the_run_says_its_size(no_ray: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as head:
-        no_ray.write_text(f"127.0.0.1:{head.getsockname()[1]}")
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        no_ray.write_text(address)
         check_run(config())
+        own_size = ("ray_kwargs.ray_init.num_cpus=32", "++ray_kwargs.ray_init.num_gpus=1")
+        assert refusal(*own_size).startswith(
+            f"verl would join the Ray cluster at {address} ({no_ray}), whose size is its own; set "
+            "ray_kwargs.ray_init.num_cpus=null ray_kwargs.ray_init.num_gpus=null, or ++ray_kwargs.ray_init.address="
+        )
+        check_run(config(*own_size, "++ray_kwargs.ray_init.address=local"))

@@ -108,7 +108,7 @@ def check_ray(config: DictConfig, _rlkd: RlkdConfig) -> None:
     """The Ray cluster that verl would join answers; without an address verl starts its own.
 
     Raises:
-        ConfigError: Nothing answers at an address that is given, or left over.
+        ConfigError: Nothing answers at an address that is given, or left over; or Ray would not join that cluster.
     """
     import ray
 
@@ -122,6 +122,15 @@ def check_ray(config: DictConfig, _rlkd: RlkdConfig) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=RAY_ANSWERS_S).close()
     except (OSError, ValueError):
         raise ConfigError(f"{where} names a Ray cluster at {address}, where nothing answers; {cure}") from None
+    given = [
+        key for key in ("num_cpus", "num_gpus") if OmegaConf.select(config, f"ray_kwargs.ray_init.{key}") is not None
+    ]
+    if given:
+        raise ConfigError(
+            f"verl would join the Ray cluster at {address} ({where}), whose size is its own; set "
+            f"{' '.join(f'ray_kwargs.ray_init.{key}=null' for key in given)}, or "
+            "++ray_kwargs.ray_init.address=local for a cluster of this run's own"
+        )
 
 
 def _ray_address(config: DictConfig) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""Structured Fine-grained Training by verl's own SFT trainer: labels under any chat template, stages, resume, LoRA."""
+"""Structured Fine-grained Training by verl's own SFT trainer: labels under any chat template, stages, resume."""
 
 from __future__ import annotations
 
@@ -231,19 +231,6 @@ def same_weights(first: Path, second: Path) -> bool:
 
     ours, theirs = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
     return all(bool((ours[name].float() == theirs[name].float()).all()) for name in ours.keys() & theirs.keys())
-
-
-def test_plain_lora_makes_an_adapter_in_one_run(data: Path, tmp_path: Path, cpu_platform: None) -> None:
-    weights = train(settings(data, plain=True, lora_rank=4), tmp_path / "out")
-    adapter = json.loads((weights / "adapter_config.json").read_text(encoding="utf-8"))
-    assert (adapter["r"], adapter["peft_type"]) == (4, "LORA")
-    steps = (tmp_path / "out" / "1_all" / "metrics.jsonl").read_text().splitlines()
-    assert len(steps) == 3
-
-
-@pytest.fixture
-def cpu_platform(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VERL_PLATFORM", "cpu")
 
 
 def parquet(path: Path, conversations: list[list[dict[str, str]]]) -> Path:

@@ -157,6 +157,9 @@ def test_adapters_of_the_right_base_and_rank_pass(adapter: Path, tmp_path: Path)
     for path in ("/elsewhere/Qwen2.5-7B-Instruct", "/hub/models--Qwen--Qwen2.5-7B-Instruct/snapshots/0a1b"):
         here = f"reward.reward_model.model_path={path}"
         check_adapters(*run(*served, here, f"{VLLM}.lora_modules=['gsrm={adapter}']"))
+    # As verl's own merger writes it.
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": null, "r": 32}')
+    check_adapters(*run(*served, f"{VLLM}.lora_modules=['gsrm={adapter}']"))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,10 @@ def test_adapters_of_the_right_base_and_rank_pass(adapter: Path, tmp_path: Path)
     [
         (("enable_lora=true",), "has rank 32, above {REWARD}.engine_kwargs.vllm.max_lora_rank=16; set"),
         (("max_lora_rank=32",), "lora_modules is given without enable_lora; set"),
+        (
+            ("enable_lora=true", "max_lora_rank=48"),
+            "max_lora_rank is 48; vLLM takes 1, 8, 16, 32, 64, 128, 256, 320, 512",
+        ),
         (
             ("enable_lora=true", "max_lora_rank=64", "model_path=Qwen/Qwen2.5-7B"),
             "was trained on Qwen/Qwen2.5-7B-Instruct, and the base that it would be served on is Qwen/Qwen2.5-7B; give",
@@ -173,7 +180,7 @@ def test_adapters_of_the_right_base_and_rank_pass(adapter: Path, tmp_path: Path)
             "rlkd.generator.model is 'grsm', and verl's reward model serves Qwen/Qwen2.5-7B-Instruct, gsrm",
         ),
     ],
-    ids=["rank", "not enabled", "base", "name"],
+    ids=["rank", "not enabled", "rank of vLLM", "base", "name"],
 )
 def test_adapters_that_cannot_be_served(adapter: Path, overrides: tuple[str, ...], message: str) -> None:
     full = [

@@ -46,8 +46,8 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 def test_there_is_a_recipe_for_each_promise() -> None:
     assert RECIPES == [
-        "colocate-async", "grpo", "lora-7b", "qwen2.5-math-7b", "r1-distill-qwen-7b", "reward-pool", "separate-async",
-        "small-1gpu", "two-nodes",
+        "colocate-async", "grpo", "gsrm-adapter", "lora-7b", "qwen2.5-math-7b", "r1-distill-qwen-7b", "reward-pool",
+        "separate-async", "small-1gpu", "two-nodes",
     ]  # fmt: skip
 
 

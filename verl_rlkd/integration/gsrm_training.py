@@ -188,7 +188,7 @@ def _run(
             raise ServiceError(f"verl's SFT trainer ended with code {code}: {_last_error(log)}; the whole log is {log}")
         saved = checkpoints / f"global_step_{step}"
         if config.lora_rank:
-            _keep_adapter(saved, folder)
+            _keep_adapter(saved, folder, base=config.model)
         elif (saved / "huggingface").exists():  # No longer there if it was moved by a call that was killed right here.
             shutil.rmtree(folder / "model", ignore_errors=True)
             (saved / "huggingface").rename(folder / "model")
@@ -231,8 +231,8 @@ def _follow(command: Sequence[str], log: BinaryIO, metrics: Path, progress: Call
             trainer.terminate()  # torchrun then stops its workers.
 
 
-def _keep_adapter(saved: Path, folder: Path) -> None:
-    """The PEFT adapter out of a sharded checkpoint, by verl's model merger."""
+def _keep_adapter(saved: Path, folder: Path, *, base: str) -> None:
+    """The PEFT adapter out of a sharded checkpoint, by verl's model merger, which does not say whose it is."""
     merged = folder / "merged.partial"
     command = [
         sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp",
@@ -242,6 +242,10 @@ def _keep_adapter(saved: Path, folder: Path) -> None:
     if done.returncode or not (merged / "lora_adapter").is_dir():
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise ServiceError(f"verl's model merger found no adapter in {saved}: {last}")
+    path = merged / "lora_adapter" / "adapter_config.json"
+    adapter = json.loads(path.read_text(encoding="utf-8"))
+    adapter["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).is_dir() else base
+    path.write_text(json.dumps(adapter, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder / "lora_adapter", ignore_errors=True)
     (merged / "lora_adapter").rename(folder / "lora_adapter")
     shutil.rmtree(merged)

@@ -21,6 +21,8 @@ from verl_rlkd.integration.model_files import lora_rank, shape_if_known
 
 VLLM_LORA_RANK = 16
 """vLLM's ``max_lora_rank`` unless it is given."""
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for it."""
 ROLLOUT = "actor_rollout_ref.rollout"
 REWARD = "reward.reward_model.rollout"
 
@@ -178,8 +180,10 @@ def check_adapters(config: DictConfig, rlkd: RlkdConfig) -> None:
     adapters = dict(_adapters(vllm.get("lora_modules")))
     if adapters and not vllm.get("enable_lora"):
         raise ConfigError(f"{key}.lora_modules is given without enable_lora; set {key}.enable_lora=true")
+    rank = int(vllm.get("max_lora_rank") or VLLM_LORA_RANK)
+    if rank not in VLLM_LORA_RANKS:
+        raise ConfigError(f"{key}.max_lora_rank is {rank}; vLLM takes {', '.join(map(str, VLLM_LORA_RANKS))}")
     for path in adapters.values():
-        rank = int(vllm.get("max_lora_rank") or VLLM_LORA_RANK)
         _check_adapter(f"{key}.lora_modules", path, base, rank, f"{key}.max_lora_rank")
     served = {base, *adapters, *_names(vllm.get("served_model_name"))}
     for name, node in (("generator", rlkd.generator), ("matcher", rlkd.matcher)):
@@ -213,7 +217,8 @@ def _check_adapter(key: str, path: str, base: str, rank: int, rank_key: str) -> 
         return
     try:
         adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        its_base, its_rank = str(adapter["base_model_name_or_path"]), int(adapter["r"])
+        # verl's merger writes no base; then vLLM alone can tell, by the shapes of the weights.
+        its_base, its_rank = str(adapter["base_model_name_or_path"] or base), int(adapter["r"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{key}: {folder}/adapter_config.json: {type(error).__name__}: {error}") from None
     if its_rank > rank:

@@ -1,7 +1,10 @@
-"""Keep vLLM's linear weights loadable on CPU; a ``vllm.general_plugins`` entry point.
+"""Two repairs of vLLM's weights on CPU; a ``vllm.general_plugins`` entry point.
 
 After packing a linear layer for oneDNN, vLLM on CPU replaces its weight by an empty parameter. verl loads new
 weights into these parameters at every step and re-packs them, so they must stay.
+
+Of a batch for a LoRA adapter and for its base, vLLM on CPU marks the base's tokens with adapter -1, and then takes
+that for the last adapter: the base answers as the adapter while the adapter is busy. (GPU kernels know -1.)
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from typing import Any
 
 
 def register() -> None:
-    """Wrap vLLM's CPU GEMM dispatch so that it packs without removing; nothing where the platform is not CPU."""
+    """Wrap what vLLM does wrong on CPU; nothing where the platform is not CPU."""
     from verl_rlkd.integration.cpu import is_active
 
     if not is_active():
@@ -19,8 +22,18 @@ def register() -> None:
     import wrapt
 
     wrapt.wrap_function_wrapper("vllm.model_executor.layers.utils", "dispatch_cpu_unquantized_gemm", _keep_weight)
+    # Called under both names: by the module's own functions, and by those who import it from the package.
+    for module in ("vllm.lora.ops.torch_ops.lora_ops", "vllm.lora.ops.torch_ops"):
+        wrapt.wrap_function_wrapper(module, "bgmv_shrink", _leave_the_base_alone)
 
 
 def _keep_weight(wrapped: Callable[..., None], _instance: object, args: Any, kwargs: Any) -> None:
     layer = args[0] if args else kwargs["layer"]
     wrapped(layer, remove_weight=False)
+
+
+def _leave_the_base_alone(wrapped: Callable[..., None], _instance: object, args: Any, kwargs: Any) -> None:
+    """The tokens' inputs times each one's A; those of the base are 0, to which no B adds anything."""
+    wrapped(*args, **kwargs)
+    _inputs, _weights, output, adapters = args[:4]
+    output[adapters < 0] = 0

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from verl_rlkd.gsrm.connection import connect
 from verl_rlkd.gsrm.generator import StructureGenerator
 from verl_rlkd.gsrm.scorer import ResponseScorer, ScoringRequest
 from verl_rlkd.parsing import parse_structure
+from verl_rlkd.types import Structure
 
 RESULTS = Path(__file__).parent / "results"
 STANDARD = Rates()
@@ -93,6 +94,8 @@ class Scored:
     seconds: float
     compared: float = 0.0
     reused: float = 0.0
+    generator_s: float = 0.0
+    matcher_s: float = 0.0
 
 
 def main() -> None:
@@ -154,13 +157,13 @@ def measure(
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers) as pool:
         pool.map(_warm_up, range(workers), chunksize=1)
-        server_cpu_s, busy_s = reset(url, rates)["cpu_s"], _busy_s()
+        server_cpu_s, busy = reset(url, rates)["cpu_s"], busy_s()
         started = time.perf_counter()
         # Shares as verl gives them out: a row of whole groups.
         share = -(-size // workers)
         shares = [(url, way, jobs[at : at + share], workers, rates.batch) for at in range(0, size, share)]
         parts = pool.starmap(_work, shares, chunksize=1)
-        wall_s, busy_s = time.perf_counter() - started, _busy_s() - busy_s
+        wall_s, busy = time.perf_counter() - started, busy_s() - busy
     totals = reset(url, rates)
     server_cpu_s = totals["cpu_s"] - server_cpu_s
     scored = [one for part, _cpu in parts for one in part]
@@ -184,7 +187,7 @@ def measure(
         cpu_ms_per_response=1000 * cpu_s / size,
         cpu_ms_per_call=1000 * cpu_s / totals["requests"],
         server_cpu_ms_per_call=1000 * server_cpu_s / totals["requests"],
-        other_cores=max(busy_s - cpu_s - server_cpu_s, 0.0) / wall_s,
+        other_cores=max(busy - cpu_s - server_cpu_s, 0.0) / wall_s,
     ), [one.score for one in scored]  # fmt: skip
 
 
@@ -216,7 +219,7 @@ def reset(url: str, rates: Rates) -> dict[str, Any]:
     return totals
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
     """CPU seconds of the whole machine so far."""
     times = psutil.cpu_times()
     return float(times.user + times.nice + times.system)
@@ -257,23 +260,42 @@ async def _score_all(url: str, way: Way, jobs: Sequence[Job], workers: int, in_f
         await generating.close()
         await judging.close()
         return found
-    gsrm = connect(config, math_equal=_cannot_say, default_url=url, default_model="gsrm", workers=workers)
+    return await score_ours(jobs, config, url, workers, lambda job: parse_structure(job.teacher_structure))
+
+
+async def score_ours(
+    jobs: Sequence[Job],
+    config: RlkdConfig,
+    urls: str | Sequence[str],
+    workers: int,
+    teacher_of: Callable[[Job], Structure | None],
+) -> list[Scored]:
+    """All at once, by one of so many workers."""
+    started = time.perf_counter()
+    gsrm = connect(config, math_equal=_cannot_say, default_url=urls, default_model="gsrm", workers=workers)
     scorer = ResponseScorer(config, generator=gsrm.generator, matcher=gsrm.matcher, grader=_right, workers=workers)
 
-    async def score_ours(job: Job) -> Scored:
+    async def score(job: Job) -> Scored:
         request = ScoringRequest(
             response=f"<think>\n{job.path}\n</think>\n<answer>\n1\n</answer>",
             problem=job.problem,
             ground_truth="1",
             data_source="made_up",
             domain="math",
-            teacher=parse_structure(job.teacher_structure),
+            teacher=teacher_of(job),
         )
         parts = (await scorer.score(request)).components
         assert not parts.failed
-        return Scored(parts.structure, time.perf_counter() - started, parts.compared, parts.reused)
+        return Scored(
+            parts.structure,
+            time.perf_counter() - started,
+            parts.compared,
+            parts.reused,
+            parts.generator_seconds,
+            parts.matcher_seconds,
+        )
 
-    found = await asyncio.gather(*map(score_ours, jobs))
+    found = await asyncio.gather(*map(score, jobs))
     await gsrm.close()
     return found
 

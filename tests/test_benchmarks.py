@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,14 @@ from benchmarks.hostile_corpus import read_corpus
 from benchmarks.hostile_text import DEFENCES, RESULT, Gullible, attack_both, with_total
 from benchmarks.model_server import Rates
 from benchmarks.real_model import table as vllm_table
-from benchmarks.reward_path import RESULTS, measure, model_server
+from benchmarks.reward_path import RESULTS, jobs_of, measure, model_server
 from benchmarks.reward_table import HALF, OURS, RELEASED, RELEASED_LOOP, Measured, aims, table
+from benchmarks.scale import PER_WORKER, logical_nodes, make_store, start_workers
+from benchmarks.scale import Row as ScaleRow
+from benchmarks.scale import measure as measure_scale
+from benchmarks.scale import table as scale_table
+from benchmarks.scale_paper import sizes_on_paper
+from benchmarks.scale_paper import table as paper_table
 
 README = RESULTS.parent / "README.md"
 
@@ -50,6 +57,27 @@ def test_the_documents_say_what_was_measured() -> None:
     how_fast = (README.parents[1] / "README.md").read_text(encoding="utf-8").split("## How fast")[1].split("\n## ")[0]
     for way in (RELEASED_LOOP, RELEASED):
         assert f" {first[way.name].wall_s / first[OURS.name].wall_s:.1f} times" in " ".join(how_fast.split())
+
+
+def test_the_documents_say_how_it_grows_and_what_that_means_for_larger_sizes() -> None:
+    rows = [ScaleRow(**row) for row in json.loads((RESULTS / "scale.json").read_text(encoding="utf-8"))["rows"]]
+    assert set(scale_table(rows)) <= set(README.read_text(encoding="utf-8").splitlines())
+    sizes = sizes_on_paper()
+    page = (README.parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert set(paper_table(sizes)) <= set(page.splitlines())
+    for one in sizes[2:]:
+        assert f"rlkd.max_in_flight={one.in_flight} reward.num_workers={one.workers}`" in page
+
+
+def test_each_worker_of_a_node_has_the_teachers_and_its_own_share_of_the_servers(tmp_path: Path) -> None:
+    make_store(tmp_path / "teachers.sqlite", jobs_of(HALF, 2 * PER_WORKER), teachers=10)
+    with model_server() as first, model_server() as second, logical_nodes(1):
+        workers, told = start_workers(tmp_path / "teachers.sqlite", 2, tmp_path)
+        fast = Rates(prefill=10**6, step_s=0.0005, step_s_per_sequence=0.0, batch=64)
+        row = measure_scale(workers, [first, second], fast)
+    assert (row.workers, row.responses) == (2, 2 * PER_WORKER)
+    assert row.most_requests < 2 * row.least_requests
+    assert told["store_on_a_node_s"] > 0
 
 
 def test_a_gullible_model_is_fooled_less_by_each_defence_and_least_by_all() -> None:

@@ -44,7 +44,7 @@ def check_folders(config: DictConfig, rlkd: RlkdConfig) -> None:
     }
     for key, folder in folders.items():
         if folder:
-            free = _writable(key, Path(folder).expanduser())
+            free = _writable(key, Path(folder))
             if free < MIN_FREE_BYTES:
                 raise ConfigError(
                     f"{key} {folder}: its disk has {free >> 20} MiB left; make room, {MIN_FREE_BYTES >> 20} MiB at "

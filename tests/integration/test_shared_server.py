@@ -58,7 +58,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--train-files", str(folder / "rows.parquet"), "--out", str(folder / "gsrm"), "--batch-size", "8",
         "--max-length", "1280", "--lr", "1e-2",
     ]  # fmt: skip
-    subprocess.run(command, check=True, timeout=600)
+    subprocess.run(command, check=True, timeout=1800)
     return folder / "gsrm" / "model"
 
 

@@ -8,6 +8,7 @@ verl calls ``run_single`` once per response, in ``reward.num_workers`` Ray worke
     extra_info["domain"]            optional; rlkd.generator.default_domain otherwise
     extra_info["problem"]           optional; the last user message otherwise
     rlkd_training                   set by the RLKD trainer mode on training rows
+    global_steps, uid, session_id   optional; for the record: the step, and which response it is
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ class RLKDRewardManager(RewardManagerBase):
         else:
             scored = await self._scorer.score(request)
         if self._record:
-            self._record.write(request, scored)
+            fields = row.non_tensor_batch
+            response_id = f"{fields.get('uid', '')}_{fields.get('session_id', '')}".strip("_")
+            self._record.write(request, scored, step=int(fields.get("global_steps", 0)), response_id=response_id)
         return {"reward_score": scored.score, "reward_extra_info": scored.components.as_extra_info()}
 
     def _request(self, tensors: Any, fields: Mapping[str, Any]) -> ScoringRequest:

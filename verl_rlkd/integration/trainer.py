@@ -7,7 +7,8 @@ that name it adds:
 * every dataset field for the reward manager when the reward model is colocated (verl passes the texts only),
 * reward workers that die are started again, and the responses they held are scored again,
 * rows that could not be scored leave before the batch is balanced, and groups left with fewer than 2 with them,
-* every component in the training log, the validation log and the rollout dumps.
+* every component in the training log, the validation log and the rollout dumps,
+* a run that goes on from a checkpoint neither loses nor doubles a line of its record and its metrics.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from verl_rlkd.gsrm.store import TeacherStore
 from verl_rlkd.health import RULES, HealthMonitor, as_metrics
 from verl_rlkd.integration.dataset import check_rows
 from verl_rlkd.integration.dropping import FailureWindow, final_rows, keep_scored, unscored
+from verl_rlkd.integration.resume import go_on_with_record, metrics_go_on
 from verl_rlkd.integration.reward_manager import PADDING, TRAINING
 from verl_rlkd.integration.reward_workers import ATTEMPTS, RewardWorker, cause
 from verl_rlkd.integration.run_config import MODE_MARK, check_run, uses_rlkd
@@ -85,6 +87,18 @@ class RLKDTrainerMixin(PPOTrainer):
         check_rows(self.train_dataset, self.config.data, store, prompt_dir=self.rlkd.generator.prompt_dir)
         check_rows(self.val_dataset, self.config.data, None, split="val")
 
+    # ---- after a checkpoint ----
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.rlkd.record_dir:
+            validates = bool(self.config.trainer.get("val_before_train", True))
+            go_on_with_record(Path(self.rlkd.record_dir), self.global_steps, validates=validates)
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        with metrics_go_on(self.global_steps):
+            super().fit(agent_loop_manager)
+
     # ---- rows on their way to the reward manager ----
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
@@ -110,6 +124,10 @@ class RLKDTrainerMixin(PPOTrainer):
         def compute(data: DataProto) -> DataProto:
             data.non_tensor_batch.update(_dataset_fields(batch))
             data.non_tensor_batch[TRAINING] = np.full(len(batch), batch.partition_id == "train")
+            data.non_tensor_batch["global_steps"] = np.full(len(batch), self.global_steps)
+            names = [_response(key).rsplit("_", 1) for key in batch.keys]
+            data.non_tensor_batch["uid"] = _objects([uid for uid, _ in names])
+            data.non_tensor_batch["session_id"] = _objects([session for _, session in names])
             # As in streaming, the last sequence of a response is scored, and its score is that of all of them.
             final = final_rows(batch.keys)
             # verl would fill up the workers' shares with copies that are scored, and paid, like any row.

@@ -75,14 +75,13 @@ def run_experiment(plan: Plan, out: Path, *, seeds: int, announce: Callable[[str
         gsrm = stack.enter_context(_served(plan, out)) if todo and not plan.hosted else None
         for number, (arm, seed, folder) in enumerate(todo):
             announce(f"{folder.name}: {len(todo) - number} of {seeds * len(plan.arms)} runs are to do")
+            train_s = _train(plan, arm, seed, folder, gsrm)
             started = time.monotonic()
-            _train(plan, arm, seed, folder, gsrm)
-            trained_s = time.monotonic() - started
             _evaluate(plan, arm, folder)
             with contextlib.nullcontext(gsrm) if gsrm else _served(plan, out) as base_url:
                 _structure(plan, folder, base_url)
             told = {"arm": arm.name, "trained": arm.trained, "settings": plan.settings, "seed": seed}
-            seconds = {"train_s": round(trained_s), "seconds": round(time.monotonic() - started)}
+            seconds = {"train_s": round(train_s), "seconds": round(train_s + time.monotonic() - started)}
             _write(folder / "run.json", {**told, **seconds})
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             results = _write(out / "results.json", summarise(out, plan))
@@ -110,10 +109,12 @@ def _copied(plan: Plan, arm: Arm, seed: int, folder: Path) -> bool:
     return False
 
 
-def _train(plan: Plan, arm: Arm, seed: int, folder: Path, gsrm: str | None) -> None:
-    """Leave the weights that the arm ends with in ``folder``."""
-    if (folder / "trained").exists():
-        return
+def _train(plan: Plan, arm: Arm, seed: int, folder: Path, gsrm: str | None) -> float:
+    """Leave the weights that the arm ends with in ``folder``; gives the seconds that took, also of an earlier call."""
+    trained = folder / "trained"
+    if trained.exists():
+        return float(trained.read_text(encoding="utf-8") or 0)
+    started = time.monotonic()
     # A run that was stopped begins again: its metrics and dumps would otherwise hold two.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -122,7 +123,9 @@ def _train(plan: Plan, arm: Arm, seed: int, folder: Path, gsrm: str | None) -> N
         student = str(_train_sft(plan, arm, seed, folder))
     if arm.sft < 1:
         _train_rl(plan, arm, seed, folder, student, gsrm)
-    (folder / "trained").touch()
+    seconds = time.monotonic() - started
+    trained.write_text(f"{seconds:.1f}", encoding="utf-8")
+    return seconds
 
 
 def _train_rl(plan: Plan, arm: Arm, seed: int, folder: Path, student: str, gsrm: str | None) -> None:

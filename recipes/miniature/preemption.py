@@ -35,12 +35,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kill", nargs="+", choices=[*VICTIMS], default=[*VICTIMS], help="one after the other")
-    parser.add_argument("--steps", type=int, help="of the run; one more than kills unless given")
+    parser.add_argument("--steps", type=int, help="of the run; at least two more than kills")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     work = arguments.folder.resolve()
     subprocess.run([sys.executable, "-m", "recipes.miniature.prepare", str(work)], check=True)
-    steps = arguments.steps or len(arguments.kill) + 1
+    steps = max(arguments.steps or 0, len(arguments.kill) + 2)
     run = work / "run"
     recipe = [
         f"work={work}", f"models={RECIPES / 'miniature' / 'models'}", f"trainer.total_training_steps={steps}",
@@ -57,24 +57,27 @@ def main() -> None:
 def preempt(recipe: Sequence[str], run: Path, victims: Sequence[str], steps: int, random: Random) -> list[str]:
     """Run to the end through all kills; what the kills themselves did wrong."""
     wrong: list[str] = []
+    held: dict[str, float] = {}
     process = start(recipe, run, "rlkd_miniature")
     for number, victim in enumerate(victims):
-        after, seconds = random.randrange(number, steps - len(victims) + number), random.uniform(0, 30)
+        after, share = random.randrange(number, steps - len(victims) + number - 1), random.random()
         wait_until(partial(_is_in_step, run, after + 1), process)
+        # Scoring has begun; from there up to a step's time on.
+        seconds = share * step_seconds(run)
         time.sleep(seconds)
-        held, reached = cached(run), checkpoint(run)
+        held, reached = {**cached(run), **held}, checkpoint(run)
         VICTIMS[victim](process)
         # A reward worker comes back by itself; without its GSRM a run stops, with a message.
         code = None if victim == "worker" else process.wait(WAIT_S)
-        told = {"killed": victim, "checkpoint": reached, "seconds into the step": round(seconds, 1), "exit code": code}
+        told = {"killed": victim, "checkpoint": reached, "seconds after scoring began": round(seconds, 1)}
+        told["exit code"] = code
         print(json.dumps(told), flush=True)
         if code is not None:
             kill_tree(process)
             process = start(recipe, run, "rlkd_miniature")
-        wrong += judged_again(run, held)
     if code := process.wait(WAIT_S):
         wrong.append(f"the last start ended with code {code}; see {run}/train.log")
-    return wrong
+    return wrong + judged_again(run, held)
 
 
 def start(recipe: Sequence[str], run: Path, name: str) -> subprocess.Popen[bytes]:
@@ -155,6 +158,13 @@ def checkpoint(run: Path) -> int:
     note = run / "checkpoints" / "latest_checkpointed_iteration.txt"
     text = note.read_text(encoding="utf-8") if note.exists() else ""
     return int(text or 0)
+
+
+def step_seconds(run: Path) -> float:
+    """What the last logged step took; 1 before there is one."""
+    file = run / "metrics.jsonl"
+    lines = [line["data"] for line in json_lines(file)] if file.exists() else []
+    return float(lines[-1]["timing_s/step"]) if lines else 1.0
 
 
 def recorded(run: Path, step: int) -> list[dict[str, Any]]:

@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from verl_rlkd.cli import main
 from verl_rlkd.errors import ConfigError, DataError, ServiceError
+from verl_rlkd.evaluation import experiment
 from verl_rlkd.evaluation.experiment import run_experiment
-from verl_rlkd.evaluation.experiment_plans import CPU, EXPERIMENTS, GRPO, Plan
+from verl_rlkd.evaluation.experiment_plans import CPU, EXPERIMENTS, GRPO, SFT, Plan
 from verl_rlkd.evaluation.experiment_results import runs_done, summarise
 
 
@@ -115,6 +118,21 @@ def test_a_run_that_another_experiment_has_made_is_copied(
     with pytest.raises(ServiceError, match="main_ppo ended"):
         run_experiment(plan(work, temperature=0.5), tmp_path / "other", seeds=1, announce=told_of.append)
     assert told_of == ["grpo_1: 3 of 3 runs are to do"]
+
+
+def test_a_seed_gives_sft_the_same_rows_in_another_order(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl's SFT trainer would make the same model of each seed."""
+    pq.write_table(pa.table({"row": range(30)}), work / "data" / "sft.parquet")
+    monkeypatch.setattr(experiment, "_run", lambda *_: None)
+    orders = []
+    for number, seed in enumerate((1, 2, 1)):
+        (folder := tmp_path / str(number)).mkdir()
+        experiment._train_sft(plan(work), SFT, seed, folder)
+        orders.append(pq.read_table(folder / "sft.parquet")["row"].to_pylist())
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == [*range(30)]
 
 
 def test_a_folder_holds_one_experiment(work: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from verl_rlkd.config import GeneratorConfig, MatcherConfig, RetryConfig
@@ -154,13 +155,17 @@ def _few(plan: Plan, problems: int, folder: Path) -> Path:
 
 
 def _train_sft(plan: Plan, arm: Arm, seed: int, folder: Path) -> Path:
+    import pyarrow.parquet as pq
+
     sft = folder / "checkpoints" / "sft"
     epochs = max(1, round(arm.sft * plan.sft_epochs))
+    # verl's SFT trainer shuffles alike for every seed; so ours decides in which order it finds the rows.
+    rows = pq.read_table(plan.data / "sft.parquet")
+    pq.write_table(rows.take(Random(seed).sample(range(rows.num_rows), rows.num_rows)), folder / "sft.parquet")
     command = [
         sys.executable, "-m", "verl_rlkd.cli", "gsrm", "train", "--plain", "--model", plan.student,
-        "--train-files", str(plan.data / "sft.parquet"), "--out", str(sft), "--batch-size", str(plan.sft_batch),
-        "--lr", str(plan.sft_lr), "--epochs", str(epochs), "--max-length", str(plan.sft_length), "--",
-        f"trainer.seed={seed}",
+        "--train-files", str(folder / "sft.parquet"), "--out", str(sft), "--batch-size", str(plan.sft_batch),
+        "--lr", str(plan.sft_lr), "--epochs", str(epochs), "--max-length", str(plan.sft_length),
     ]  # fmt: skip
     _run(command, folder / "train.log", {})
     return sft / "1_all" / "model"

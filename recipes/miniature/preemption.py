@@ -59,24 +59,27 @@ def preempt(recipe: Sequence[str], run: Path, victims: Sequence[str], steps: int
     wrong: list[str] = []
     held: dict[str, float] = {}
     process = start(recipe, run, "rlkd_miniature")
-    for number, victim in enumerate(victims):
-        after, share = random.randrange(number, steps - len(victims) + number - 1), random.random()
-        wait_until(partial(_is_in_step, run, after + 1), process)
-        # Scoring has begun; from there up to a step's time on.
-        seconds = share * step_seconds(run)
-        time.sleep(seconds)
-        held, reached = {**cached(run), **held}, checkpoint(run)
-        VICTIMS[victim](process)
-        # A reward worker comes back by itself; without its GSRM a run stops, with a message.
-        code = None if victim == "worker" else process.wait(WAIT_S)
-        told = {"killed": victim, "checkpoint": reached, "seconds after scoring began": round(seconds, 1)}
-        told["exit code"] = code
-        print(json.dumps(told), flush=True)
-        if code is not None:
-            kill_tree(process)
-            process = start(recipe, run, "rlkd_miniature")
-    if code := process.wait(WAIT_S):
-        wrong.append(f"the last start ended with code {code}; see {run}/train.log")
+    try:
+        for number, victim in enumerate(victims):
+            after, share = random.randrange(number, steps - len(victims) + number - 1), random.random()
+            wait_until(partial(_is_in_step, run, after + 1), process)
+            # Scoring has begun; from there up to a step's time on.
+            seconds = share * step_seconds(run)
+            time.sleep(seconds)
+            held, reached = {**cached(run), **held}, checkpoint(run)
+            VICTIMS[victim](process)
+            # A reward worker comes back by itself; without its GSRM a run stops, with a message.
+            code = None if victim == "worker" else process.wait(WAIT_S)
+            told = {"killed": victim, "checkpoint": reached, "seconds after scoring began": round(seconds, 1)}
+            told["exit code"] = code
+            print(json.dumps(told), flush=True)
+            if code is not None:
+                kill_tree(process)
+                process = start(recipe, run, "rlkd_miniature")
+        if code := process.wait(WAIT_S):
+            wrong.append(f"the last start ended with code {code}; see {run}/train.log")
+    finally:
+        kill_tree(process)
     return wrong + judged_again(run, held)
 
 

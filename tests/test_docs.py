@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import typer.main
 from documents import PAGES, ROOT, Command, blocks, commands, led_blocks, links, read
 from typer.core import TyperGroup
 
+from recipes.miniature.table import table
 from verl_rlkd.cli import app
 from verl_rlkd.components import Components
 
@@ -132,3 +134,25 @@ def anchors(text: str) -> set[str]:
 def test_the_index_has_every_page_of_its_folder() -> None:
     pages = {target for target, _anchor in links("docs/README.md")}
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= pages
+
+
+def test_the_miniatures_tables_are_those_of_its_results() -> None:
+    page, found = (
+        read("recipes/miniature/README.md"),
+        sorted((ROOT / "recipes/miniature/results").glob("*/results.json")),
+    )
+    assert found
+    for path in found:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        assert results["seeds"], path
+        assert table(results) in page, f"python -m recipes.miniature.table {path.parent}"
+
+
+def test_the_readme_has_the_same_numbers() -> None:
+    rows = [line for line in read("README.md").splitlines() if re.match(r"\| (GRPO|RLKD|SFT) \|", line)]
+    results = json.loads((ROOT / "recipes/miniature/results/domain-shift/results.json").read_text(encoding="utf-8"))
+    there = {line.split(" | ")[0].strip("| "): line for line in table(results).splitlines()[2:]}
+    assert len(rows) == len(there)
+    for row in rows:
+        name, *cells = row.strip("| ").split(" | ")
+        assert set(cells) < set(there[name.lower()].strip("| ").split(" | ")), name

@@ -45,7 +45,9 @@ def main() -> None:
     recipe = [
         f"work={work}", f"models={RECIPES / 'miniature' / 'models'}", f"trainer.total_training_steps={steps}",
         "trainer.save_freq=1", "trainer.test_freq=-1", "trainer.val_before_train=false", "trainer.logger=[file]",
-        "data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.rollout.n=4",
+        "data.train_batch_size=4", "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
         f"rlkd.matcher.cache_dir={run}/cache", "rlkd.matcher.rejudge_share=0", "rlkd.retry.max_attempts=2",
     ]  # fmt: skip
     wrong = preempt(recipe, run, arguments.kill, steps, Random(arguments.seed))

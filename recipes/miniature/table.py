@@ -1,0 +1,53 @@
+"""The README's tables of experiments, from what `verl-rlkd experiment` left.
+
+Run: python -m recipes.miniature.table recipes/miniature/results/domain-shift
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+COLUMNS = {
+    ("val", "pass@1"): "pass@1",
+    ("val", "pass@8"): "pass@8",
+    ("val", "structure"): "structure",
+    ("val", "paths"): "paths of 8",
+    ("shifted", "pass@1"): "pass@1, shifted",
+    ("shifted", "structure"): "structure, shifted",
+    ("shifted", "first branch"): "first branch is the teacher's, shifted",
+}
+
+
+def main() -> None:
+    print(table(json.loads((Path(sys.argv[1]) / "results.json").read_text(encoding="utf-8"))))
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown: the first arm's means, the others' differences to it, with 95 % intervals; bold where 0 is outside."""
+    figures = {(one["arm"], one["benchmark"], one["measure"]): one for one in results["figures"]}
+    arms = list(dict.fromkeys(arm for arm, _, _ in figures))
+    lines = [f"| arm | {' | '.join(COLUMNS.values())} |", f"|{'---|' * (len(COLUMNS) + 1)}"]
+    for arm in arms:
+        cells = [
+            _mean(figures[arm, *key]) if arm == arms[0] else _difference(figures[arm, *key]["difference"])
+            for key in COLUMNS
+        ]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(of: Mapping[str, float]) -> str:
+    return f"{of['mean']:.3f} [{of['low']:.3f}, {of['high']:.3f}]"
+
+
+def _difference(of: Mapping[str, float]) -> str:
+    text = f"{of['mean']:+.3f} [{of['low']:+.3f}, {of['high']:+.3f}]"
+    return f"**{text}**" if of["low"] > 0 or of["high"] < 0 else text
+
+
+if __name__ == "__main__":
+    main()

@@ -111,7 +111,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 def kill_worker(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a reward worker."""
-    _named(process, "ray::RewardLoopWorker").kill()
+    _named(process, "RewardLoopWorker").kill()
 
 
 def kill_gsrm(process: subprocess.Popen[bytes]) -> None:

@@ -67,9 +67,10 @@ def experiment(
     for one in results["figures"]:
         interval = f"{one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
         apart = one["difference"]
-        difference = f"{apart['mean']:+.3f} [{apart['low']:+.3f}, {apart['high']:+.3f}]"
+        compared = [f"{apart['mean']:+.3f} [{apart['low']:+.3f}, {apart['high']:+.3f}]", f"{one['p']:.4f}"]
         each = " ".join(f"{value:.3f}" for value in one["seeds"])
-        table.add_row(one["benchmark"], one["measure"], one["arm"], interval, each, difference, f"{one['p']:.4f}")
+        first = one["arm"] == results["figures"][0]["arm"]
+        table.add_row(one["benchmark"], one["measure"], one["arm"], interval, each, *(compared if not first else []))
     Console(width=150).print(table)
     typer.echo(f"{out}: results.json; `verl-rlkd report {out}` makes a page of it")
 

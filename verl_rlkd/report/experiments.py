@@ -185,15 +185,17 @@ def _others(experiment: Experiment) -> list[Section]:
 
 
 def _results(figures: Sequence[Figure]) -> Table:
-    rows = []
+    rows, first = [], figures[0].arm
     for one in figures:
         mean, apart = one.mean, one.difference
         interval = f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
-        difference = f"{apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
+        compared = [f"{apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]", f"{one.p:.4f}"]
         each = " ".join(f"{value:.3f}" for value in one.seeds)
-        rows.append([one.arm, one.benchmark, one.measure, interval, each, difference, f"{one.p:.4f}"])
+        rows.append(
+            [one.arm, one.benchmark, one.measure, interval, each, *(compared if one.arm != first else ["", ""])]
+        )
     columns = ["arm", "held out", "", "mean and 95 % interval", "each seed", "against the first arm", "p"]
-    return Table(columns, rows, note="p: two-sided, paired over problems")
+    return Table(columns, rows, note="p: two-sided; problems and seeds resampled, problems for both arms alike")
 
 
 def _plot(experiment: Experiment, figure: Any, name: str) -> Plot:

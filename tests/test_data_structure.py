@@ -317,6 +317,7 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path: Path) -> None
         arguments = [sys.executable, "-m", "verl_rlkd.cli", *command(server, traces, out)]
         first = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         server.wait_for(lambda s: len(s.requests) >= 15)
+        server.latency_s = 5  # The first must not be done before the second has started, on a busy machine too.
         second = subprocess.run(arguments, capture_output=True, text=True, check=False)
         assert (second.returncode, "another process is writing it" in second.stderr) == (2, True)
         first.send_signal(signal.SIGKILL)

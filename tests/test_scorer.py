@@ -60,10 +60,11 @@ def score(request: ScoringRequest, config: RlkdConfig) -> ScoredResponse:
 
 @pytest.mark.parametrize("service", ["generator", "judge"])
 def test_a_service_that_hangs_costs_the_deadline_and_fails_the_response(service: str) -> None:
-    config = RlkdConfig(retry=RetryConfig(deadline_s=0.5))
+    # Long enough for the service that does answer, on a busy machine too.
+    config = RlkdConfig(retry=RetryConfig(deadline_s=3))
     started = time.monotonic()
     scored = score(replace(REQUEST, problem=f"HANG_{service.upper()}"), config)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
     parts = scored.components
     assert scored.score == 0.0
     assert (parts.failed, parts.generator_failed, parts.matcher_failed) == (

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.hostile_corpus import read_corpus
-from benchmarks.hostile_text import DEFENCES, RESULT, Gullible, attack_both, with_total
+from benchmarks.hostile_models import Gullible
+from benchmarks.hostile_text import DEFENCES, RESULT, attack_both, with_total
 from benchmarks.model_server import Rates
 from benchmarks.real_model import table as vllm_table
 from benchmarks.reward_path import RESULTS, jobs_of, measure, model_server

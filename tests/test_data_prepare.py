@@ -12,20 +12,15 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from stub_server import StubServer
-from typer.testing import CliRunner
 
-from verl_rlkd.cli import app, main
+from verl_rlkd.cli import main
 from verl_rlkd.data.decontamination import Benchmarks
 from verl_rlkd.data.files import read_rows
-from verl_rlkd.data.prepare import DATA_SOURCES, INSTRUCTION, PrepareConfig, PrepareReport, prepare
+from verl_rlkd.data.prepare import INSTRUCTION, PrepareConfig, PrepareReport, prepare
 from verl_rlkd.data.sources import last_boxed
-from verl_rlkd.data.validation import validate_data
 from verl_rlkd.errors import ConfigError, DataError
-from verl_rlkd.gsrm.store import TeacherStore, prompt_key
 from verl_rlkd.rewards import format_reward
 
-TRACES = Path(__file__).parents[1] / "recipes" / "cpu_demo" / "traces.jsonl"
 Row = dict[str, Any]
 
 
@@ -380,74 +375,3 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 )
 def test_last_boxed(text: str, boxed: str | None) -> None:
     assert last_boxed(text) == boxed
-
-
-def test_from_real_traces_to_a_store_that_validates(tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in TRACES.read_text(encoding="utf-8").splitlines()]
-    source = write(
-        tmp_path / "mine.jsonl",
-        [
-            {"problem": r["problem"], "answer": r["answer"], "reasoning": r["trace"], "domain": r["domain"]}
-            for r in rows
-        ],
-    )
-    out = tmp_path / "data"
-    done = CliRunner().invoke(app, ["data", "prepare", str(source), "--out", str(out), "--val-share", "0.25"])
-    assert done.exit_code == 0, done.output
-    assert "8 rows read," in done.output
-    with StubServer() as server:
-        structure = [
-            "data",
-            "structure",
-            "--traces",
-            str(out / "traces.parquet"),
-            "--out",
-            str(out / "teachers.sqlite"),
-        ]
-        done = CliRunner().invoke(app, [*structure, "--base-url", server.base_url, "--model", "gsrm"])
-        assert done.exit_code == 0, done.output
-    store = TeacherStore(out / "teachers.sqlite")
-    assert len(store) == 8
-    for row in made(out, "train"):
-        assert prompt_key(row["prompt"]) in store
-    assert CliRunner().invoke(app, ["data", "validate", str(out)]).exit_code == 0
-    checks = validate_data(
-        train_files=[out / "train.parquet"],
-        val_files=[out / "val.parquet"],
-        store=out / "teachers.sqlite",
-        traces=out / "traces.parquet",
-    )
-    assert {check.status for check in checks} == {"ok"}
-    done = CliRunner().invoke(app, ["data", "prepare", str(source), "--out", str(tmp_path / "b"), "--json"])
-    assert json.loads(done.output)["rows"] == 8
-
-
-def test_our_data_sources_are_graded_by_math_verify() -> None:
-    from verl.utils.reward_score import default_compute_score
-
-    for name in DATA_SOURCES.values():
-        with pytest.raises(NotImplementedError):
-            default_compute_score(name, "", "")
-
-
-def test_verls_dataset_reads_the_files(tmp_path: Path) -> None:
-    from omegaconf import OmegaConf
-    from tiny_policy import make_tiny_policy
-    from transformers import AutoTokenizer
-    from verl.utils.dataset.rl_dataset import RLHFDataset
-
-    from verl_rlkd.integration.dataset import check_rows
-
-    run(write(tmp_path / "a.jsonl", [plain(n) for n in range(5)]), tmp_path / "out")
-    make_tiny_policy(tmp_path / "policy")
-    config = OmegaConf.create({
-        "train_files": str(tmp_path / "out" / "train.parquet"), "prompt_key": "prompt", "max_prompt_length": 512,
-        "filter_overlong_prompts": True, "truncation": "error", "cache_dir": str(tmp_path / "cache"),
-    })  # fmt: skip
-    dataset = RLHFDataset(config.train_files, AutoTokenizer.from_pretrained(tmp_path / "policy"), config)
-    check_rows(dataset, config, None)
-    row = dataset[3]
-    assert row["raw_prompt"] == [{"role": "user", "content": "What is 3 + 3?" + INSTRUCTION}]
-    assert row["reward_model"]["ground_truth"] == "6"
-    assert row["extra_info"]["domain"] == "math"
-    assert row["data_source"] == "verl_rlkd"

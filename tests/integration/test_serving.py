@@ -1,17 +1,37 @@
-"""Where our vLLM listens; that it serves is for the tests that use it."""
+"""Where our vLLM listens and runs; that it serves is for the tests that use it."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from verl_rlkd.errors import ServiceError
 from verl_rlkd.integration import serving
+
+GSRM = Path(__file__).parents[2] / "recipes" / "miniature" / "models" / "gsrm"
+
+
+@pytest.mark.parametrize(("variables", "processes"), [({}, 1), ({"VLLM_CPU_OMP_THREADS_BIND": "0"}, 2)])
+def test_on_two_cores_the_engine_runs_the_model_itself_unless_its_core_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], processes: int
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:2])
+    try:
+        with serving.serve(GSRM, tmp_path / "log", name="gsrm", options=("--enforce-eager",)):
+            names = [process.name() for process in psutil.Process().children(recursive=True)]
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert sum(name.startswith("VLLM::") for name in names) == processes
 
 
 def test_a_port_is_taken_only_if_nobody_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

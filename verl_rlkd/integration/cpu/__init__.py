@@ -1,7 +1,7 @@
 """verl on a machine without an accelerator, for demos and tests; active only where ``VERL_PLATFORM=cpu``.
 
 Four small parts, none of which knows about RLKD: the platform (``platform``), what of torch.distributed and of
-verl's FSDP engine has to hear of it (``activate``), and vLLM's CPU weights and adapters (``vllm_weights``).
+verl's FSDP engine has to hear of it (``activate``), and repairs of vLLM on CPU (``vllm_repairs``).
 """
 
 from __future__ import annotations

@@ -51,4 +51,4 @@ def _one_process(wrapped: Callable[..., None], _instance: object, args: Any, kwa
     one_core = len(os.sched_getaffinity(0)) <= 2 and os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") == "auto"
     if one_core and parallel.world_size == 1 and parallel.distributed_executor_backend == "mp":
         parallel.distributed_executor_backend = "uni"
-        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["OMP_NUM_THREADS"] = "1"  # The engine's process, started later, inherits it.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from made_traces import write_jsonl
 from stub_server import StubServer
 from typer.testing import CliRunner
 
@@ -19,14 +19,9 @@ from verl_rlkd.gsrm.store import TeacherStore, prompt_key
 TRACES = Path(__file__).parents[1] / "recipes" / "cpu_demo" / "traces.jsonl"
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def test_from_real_traces_to_a_store_that_validates(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in TRACES.read_text(encoding="utf-8").splitlines()]
-    source = write(
+    source = write_jsonl(
         tmp_path / "mine.jsonl",
         [
             {"problem": r["problem"], "answer": r["answer"], "reasoning": r["trace"], "domain": r["domain"]}
@@ -59,6 +54,7 @@ def test_from_real_traces_to_a_store_that_validates(tmp_path: Path) -> None:
 
 
 def test_our_data_sources_are_graded_by_math_verify() -> None:
+    """verl's scorers are asked first, and say so of a source that they do not know."""
     from verl.utils.reward_score import default_compute_score
 
     for name in DATA_SOURCES.values():
@@ -75,7 +71,7 @@ def test_verls_dataset_reads_the_files(tmp_path: Path) -> None:
     from verl_rlkd.integration.dataset import check_rows
 
     rows = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n), "reasoning": f"so {n} twice"} for n in range(5)]
-    prepare([write(tmp_path / "a.jsonl", rows)], tmp_path / "out", PrepareConfig(val_share=0.0))
+    prepare([write_jsonl(tmp_path / "a.jsonl", rows)], tmp_path / "out", PrepareConfig(val_share=0.0))
     make_tiny_policy(tmp_path / "policy")
     config = OmegaConf.create({
         "train_files": str(tmp_path / "out" / "train.parquet"), "prompt_key": "prompt", "max_prompt_length": 512,

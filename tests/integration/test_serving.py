@@ -22,6 +22,7 @@ GSRM = Path(__file__).parents[2] / "recipes" / "miniature" / "models" / "gsrm"
 def test_on_two_cores_the_engine_runs_the_model_itself_unless_its_core_is_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], processes: int
 ) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     cores = os.sched_getaffinity(0)
@@ -32,6 +33,17 @@ def test_on_two_cores_the_engine_runs_the_model_itself_unless_its_core_is_chosen
     finally:
         os.sched_setaffinity(0, cores)
     assert sum(name.startswith("VLLM::") for name in names) == processes
+    assert "Explicitly set (4.0/" in (tmp_path / "log").read_text(), "vLLM took what memory it liked"
+
+
+def test_an_engine_that_failed_is_reported_with_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+    options = ("--enforce-eager", "--kv-cache-memory-bytes", "1000T")
+    with (
+        pytest.raises(ServiceError, match=r"vLLM did not start: .*ValueError: Available memory on node"),
+        serving.serve(GSRM, tmp_path / "log", name="gsrm", options=options),
+    ):
+        pass
 
 
 def test_a_port_is_taken_only_if_nobody_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

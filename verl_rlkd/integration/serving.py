@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ START_S = 900.0
 """A large model may take long to load."""
 _PORTS = range(20_000, 32_000)
 """Above those of Ray's workers, below those that systems hand out (32768 on)."""
+_ERROR = re.compile("[Ee]rror: ")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -66,7 +68,9 @@ def _free_port() -> int:
 
 def _platform_options() -> tuple[str, ...]:
     # Of a seeded request whose prompt is processed in parts vLLM 0.27 rewinds the generator, which none can on a CPU.
-    return ("--no-enable-chunked-prefill",) if os.environ.get("VERL_PLATFORM") == "cpu" else ()
+    # And it would take 92 % of the memory, beside a trainer; VLLM_CPU_KVCACHE_SPACE overrules this.
+    on_cpu = ("--no-enable-chunked-prefill", "--kv-cache-memory-bytes", "4G")
+    return on_cpu if os.environ.get("VERL_PLATFORM") == "cpu" else ()
 
 
 def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -79,7 +83,9 @@ def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
         else:
             return
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it said nothing")
+    # The server reports an engine that failed by such a line, after the engine's own.
+    errors = [line for line in lines if _ERROR.search(line) and "See root cause above" not in line]
+    last = (errors or lines or ["it said nothing"])[-1]
     raise ServiceError(f"vLLM did not start: {last.strip()[:300]}; the whole log is {log}")
 
 

@@ -63,6 +63,15 @@ def test_counts_are_bars_of_shares() -> None:
     assert heights == [0.5, 0.25, 0.25, 1.0]
 
 
+def test_points_lie_beside_a_line_at_the_mark() -> None:
+    point = Point(0.5, 0.4, 0.7)
+    figure = points_figure({"rlkd": {"a": point}, "sft": {"a": point, "b": point}}, title="t", x_label="x", mark=0)
+    axes = figure.axes[0]
+    (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
+    assert line.get_xydata().tolist() == [[0, 0], [0, 1]]  # type: ignore[union-attr]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
+
+
 def test_bars_of_a_group_stand_beside_those_of_the_next() -> None:
     point = Point(0.5, 0.4, 0.7)
     figure = bars_figure({"val": {"grpo": point, "rlkd": point}, "shifted": {"rlkd": point}}, title="t", y_label="y")

@@ -106,7 +106,7 @@ def test_an_experiment_is_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = page.read_text(encoding="utf-8")
     assert "<title>RLKD: domain-shift</title>" in text
     titles = ["pass@k on val", "pass@k on shifted", "pass@1 in domain and shifted", "pass@4 in domain and shifted"]
-    titles += ["pass@1 against pass@4 on val", "different paths of a problem"]
+    titles += ["pass@1 against pass@4 on val", "different paths of a problem", "sft, sft-then-rlkd against grpo"]
     for title in titles:
         assert f">{title}</text>" in text, title
     assert "<td>sft</td><td>val</td><td>pass@1</td><td>0.500 [0.450, 0.550]</td><td>0.500 0.500</td>" in text

@@ -1,6 +1,6 @@
-"""The README's tables of experiments, from what `verl-rlkd experiment` left.
+"""The README's tables of experiments, from what `verl-rlkd experiment` left; and their differences as a picture.
 
-Run: python -m recipes.miniature.table recipes/miniature/results/domain-shift
+Run: python -m recipes.miniature.table recipes/miniature/results/domain-shift [domain_shift.png]
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from verl_rlkd.report.experiments import differences_figure, read_experiment
+from verl_rlkd.report.plots import save_figure
 
 COLUMNS = {
     ("val", "pass@1"): "pass@1",
@@ -23,7 +26,10 @@ COLUMNS = {
 
 
 def main() -> None:
-    print(table(json.loads((Path(sys.argv[1]) / "results.json").read_text(encoding="utf-8"))))
+    folder, *image = map(Path, sys.argv[1:])
+    print(table(json.loads((folder / "results.json").read_text(encoding="utf-8"))))
+    if image:
+        save_figure(differences_figure(read_experiment(folder).figures), image[0])
 
 
 def table(results: Mapping[str, Any]) -> str:

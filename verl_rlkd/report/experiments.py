@@ -16,7 +16,7 @@ from typing import Any
 
 from verl_rlkd.errors import DataError
 from verl_rlkd.report.page import Plot, Prose, Section, Table
-from verl_rlkd.report.plots import Curve, Point, bars_figure, curves_figure, plane_figure, svg
+from verl_rlkd.report.plots import Curve, Point, bars_figure, curves_figure, plane_figure, points_figure, svg
 
 _TITLES = {
     "paths": "different paths of a problem",
@@ -118,7 +118,10 @@ def experiment_sections(experiment: Experiment) -> list[Section]:
     passes = experiment.passes()
     seeds = f"{len(experiment.seeds)} seeds ({', '.join(map(str, experiment.seeds))})"
     told = f"{seeds} of each arm; 95 % bootstrap intervals over problems and seeds."
-    sections: list[Section] = [Prose(told, heading)]
+    sections: list[Section] = [
+        Prose(told, heading),
+        _plot(experiment, differences_figure(experiment.figures), "differences"),
+    ]
     for benchmark, of_arms in passes.items():
         curves = [_pass_curve(arm, points) for arm, points in of_arms.items()]
         figure = curves_figure(curves, title=f"pass@k on {benchmark}", x_label="k", y_label="share solved")
@@ -126,6 +129,19 @@ def experiment_sections(experiment: Experiment) -> list[Section]:
     if passes:
         sections += _shift(experiment, passes) + _frontiers(experiment, passes)
     return [*sections, *_others(experiment), _results(experiment.figures), arms]
+
+
+def differences_figure(figures: Sequence[Figure]) -> Any:
+    """How far the other arms are from the first one, in every measure that is a share; of pass@k the ends."""
+    first = figures[0].arm
+    ks = [one.k for one in figures if one.k is not None]
+    shown = [one for one in figures if one.measure != "paths" and (one.k is None or one.k in (min(ks), max(ks)))]
+    groups: dict[str, dict[str, Point]] = {}
+    for one in shown:
+        if one.arm != first:
+            groups.setdefault(one.arm, {})[f"{one.measure}, {one.benchmark}"] = one.difference
+    title = f"{', '.join(groups)} against {first}"
+    return points_figure(groups, title=title, x_label="difference and its 95 % interval", mark=0)
 
 
 def _pass_curve(arm: str, points: Mapping[int, Point]) -> Curve:

@@ -93,13 +93,16 @@ def curves_figure(
     return figure
 
 
-def points_figure(groups: Mapping[str, Mapping[str, Point]], *, title: str, x_label: str) -> Figure:
+def points_figure(
+    groups: Mapping[str, Mapping[str, Point]], *, title: str, x_label: str, mark: float | None = None
+) -> Figure:
     """One row per name, one dot with its interval per group.
 
     Args:
         groups: Group -> name -> mean and interval.
         title: Above the plot.
         x_label: Below it.
+        mark: Place of a dashed vertical line; None = none.
     """
     names = list(dict.fromkeys(name for points in groups.values() for name in points))
     figure, axes = _figure(title, x_label, "", height=1.4 + 0.3 * len(names))
@@ -111,6 +114,8 @@ def points_figure(groups: Mapping[str, Mapping[str, Point]], *, title: str, x_la
         axes.errorbar(
             means, [y for y, _ in shown], xerr=errors, fmt="o", color=colour, label=group, markersize=5, capsize=2
         )
+    if mark is not None:
+        axes.axvline(mark, color="#666666", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     if len(groups) > 1:

@@ -84,6 +84,12 @@ def test_arms_are_compared_over_the_seeds_that_all_have(work: Path, tmp_path: Pa
     assert by["rlkd", "shifted", 1]["difference"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert by["rlkd", "val", "structure"]["mean"] == by["rlkd", "val", "first branch"]["mean"] == 0.25
     assert by["rlkd", "val", "paths"]["mean"] == 1.0
+    turned = {
+        (one["arm"], one["benchmark"], one["measure"]): one
+        for one in summarise(out, plan(work), against="rlkd")["figures"]
+    }
+    assert turned["rlkd", "val", "pass@1"]["difference"]["mean"] == 0.0
+    assert turned["grpo", "val", "pass@1"]["difference"]["mean"] == -0.25
 
 
 def test_measured_runs_are_not_run_again(work: Path, tmp_path: Path) -> None:

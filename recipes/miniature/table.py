@@ -1,16 +1,19 @@
 """The README's tables of experiments, from what `verl-rlkd experiment` left; and their differences as a picture.
 
-Run: python -m recipes.miniature.table recipes/miniature/results/domain-shift [domain_shift.png]
+Run: python -m recipes.miniature.table recipes/miniature/results/reward-ratio [--against ratio0.5] [--plot ratio.png]
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_rlkd.evaluation.experiment_plans import CPU
+from verl_rlkd.evaluation.experiment_results import summarise
 from verl_rlkd.report.experiments import differences_figure, read_experiment
 from verl_rlkd.report.plots import save_figure
 
@@ -26,10 +29,18 @@ COLUMNS = {
 
 
 def main() -> None:
-    folder, *image = map(Path, sys.argv[1:])
-    print(table(json.loads((folder / "results.json").read_text(encoding="utf-8"))))
-    if image:
-        save_figure(differences_figure(read_experiment(folder).figures), image[0])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--against", help="arm that the others are compared with, instead of the first")
+    parser.add_argument("--plot", type=Path, help="picture of the differences to the first arm")
+    given = parser.parse_args()
+    results = json.loads((given.folder / "results.json").read_text(encoding="utf-8"))
+    if given.against:
+        plan = dataclasses.replace(CPU, name=results["experiment"])
+        results = summarise(given.folder, plan, against=given.against)
+    print(table(results))
+    if given.plot:
+        save_figure(differences_figure(read_experiment(given.folder).figures), given.plot)
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -23,25 +23,31 @@ def runs_done(out: Path, plan: Plan) -> dict[str, dict[int, Path]]:
     return found
 
 
-def summarise(out: Path, plan: Plan) -> dict[str, Any]:
-    """Per arm, benchmark and measure: mean and 95 % interval, each seed's mean, and the difference to the first arm.
+def summarise(out: Path, plan: Plan, *, against: str | None = None) -> dict[str, Any]:
+    """Per arm, benchmark and measure: mean and 95 % interval, each seed's mean, and the difference to one arm.
 
     Of the seeds that all arms have. Intervals and p are over problems and seeds.
+
+    Args:
+        out: Folder of the experiment.
+        plan: What it compares.
+        against: Arm that the others are compared with; it comes first. None = the plan's first.
     """
+    arms = sorted((arm.name for arm in plan.arms), key=lambda name: name != against)
     done = runs_done(out, plan)
     seeds = sorted(set.intersection(*(set(runs) for runs in done.values())))
     figures: list[dict[str, Any]] = []
     values = {arm: [_measured(runs[seed], plan.samples) for seed in seeds] for arm, runs in done.items()}
-    for key in values[plan.arms[0].name][0] if seeds else ():
+    for key in values[arms[0]][0] if seeds else ():
         benchmark, measure = key
         first: list[list[float]] = []
-        for arm in plan.arms:
-            runs = [[*run[key].values()] for run in values[arm.name]]
+        for arm in arms:
+            runs = [[*run[key].values()] for run in values[arm]]
             first = first or runs
             both = compare_runs(first, runs)
             figures.append(
                 {
-                    "arm": arm.name,
+                    "arm": arm,
                     "benchmark": benchmark,
                     "measure": measure,
                     **({"k": int(measure.removeprefix("pass@"))} if measure.startswith("pass@") else {}),

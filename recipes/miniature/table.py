@@ -37,6 +37,8 @@ def main() -> None:
     results = json.loads((given.folder / "results.json").read_text(encoding="utf-8"))
     if given.against:
         plan = dataclasses.replace(CPU, name=results["experiment"])
+        if given.against not in (known := [arm.name for arm in plan.arms]):
+            parser.error(f"--against {given.against} is no arm of {given.folder}; its arms are {', '.join(known)}")
         results = summarise(given.folder, plan, against=given.against)
     print(table(results))
     if given.plot:
